@@ -1,0 +1,167 @@
+"""A layout: who holds what. One truth for the planner's byte counts and the runtime's allocations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from parallel.architecture.spec import Attention, ModelSpec, Parameter, Role
+from parallel.errors import LayoutError
+from parallel.layout import stages as stage_cuts
+from parallel.layout.degrees import Coordinates, Degrees
+from parallel.layout.heads import RankHeads, head_map
+from parallel.layout.split import Piece, column_unit, even_split
+from parallel.layout.stages import Stage
+
+_BY_QUERY_HEADS = (Role.QUERY,)
+_BY_KV_HEADS = (Role.KEY, Role.VALUE)
+_BY_COLUMNS = (Role.GATE, Role.UP)
+_BY_ROWS_OF_VOCABULARY = (Role.TOKEN_EMBEDDING, Role.HEAD)
+_ADDED_ONCE = (Role.ATTENTION_OUTPUT, Role.DOWN)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one rank holds of a parameter: `pieces` of dimension `dim`; all of it if `dim` is None.
+
+    `shape` is the local shape, padding included."""
+
+    parameter: Parameter
+    dim: int | None
+    pieces: tuple[Piece, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees, stage cuts and the head choice for one model."""
+
+    spec: ModelSpec
+    degrees: Degrees
+    stages: tuple[Stage, ...]
+    heads: str = "auto"
+
+    @classmethod
+    def make(
+        cls,
+        spec: ModelSpec,
+        degrees: Degrees,
+        stages: Sequence[int] | None = None,
+        heads: str = "auto",
+    ) -> Layout:
+        """Cuts and checks. Raises `LayoutError` naming the nearest legal choices."""
+        check_degrees(spec, degrees)
+        for a in {(b.attention.heads, b.attention.kv_heads) for b in spec.blocks}:
+            head_map(*a, degrees.tp, heads)
+        if stages is not None:
+            cuts = stage_cuts.given(stages, spec.layers, degrees.pp)
+        else:
+            costs = [float(sum(p.elements for p in layer)) for layer in _by_layer(spec)]
+            head = float(spec.vocabulary * spec.hidden)
+            cuts = stage_cuts.balanced(costs, 0.0, head, degrees.pp)
+        return cls(spec, degrees, cuts, heads)
+
+    def rank_heads(self, attention: Attention, tp: int) -> RankHeads:
+        return head_map(attention.heads, attention.kv_heads, self.degrees.tp, self.heads)[tp]
+
+    @cached_property
+    def vocabulary(self) -> tuple[Piece, ...]:
+        """Rows of the embedding and of the head, by tp coordinate."""
+        return even_split(self.spec.vocabulary, self.degrees.tp)
+
+    def columns(self, width: int) -> tuple[Piece, ...]:
+        """FFN columns by tp coordinate."""
+        return even_split(width, self.degrees.tp, column_unit(width, self.degrees.tp))
+
+    def stage(self, rank: int) -> Stage:
+        return self.stages[self.degrees.coordinates(rank).pp]
+
+    def shards(self, rank: int) -> tuple[Shard, ...]:
+        """Every parameter that the rank holds, a tied table once per stage that uses it."""
+        at = self.degrees.coordinates(rank)
+        return tuple(self._shards(at, self.stages[at.pp]))
+
+    def _shards(self, at: Coordinates, stage: Stage) -> Iterator[Shard]:
+        for p in self.spec.parameters:
+            if p.layer is not None:
+                held = p.layer in stage.layers
+            elif p.role is Role.TOKEN_EMBEDDING:
+                held = stage.embedding or (stage.head and self.spec.tied_head)
+            elif p.role is Role.POSITION_EMBEDDING:
+                held = stage.embedding
+            else:
+                held = stage.head
+            if held and not (p.role in _ADDED_ONCE and p.kind == "bias" and at.tp != 0):
+                yield self.shard(p, at.tp)
+
+    def shard(self, p: Parameter, tp: int) -> Shard:
+        """The part of `p` that tensor-parallel coordinate `tp` holds."""
+        dim, pieces = self._split(p, tp)
+        if dim is None:
+            return Shard(p, None, (), p.shape)
+        shape = list(p.shape)
+        shape[dim] = sum(piece.size for piece in pieces)
+        return Shard(p, dim, pieces, tuple(shape))
+
+    def _split(self, p: Parameter, tp: int) -> tuple[int | None, tuple[Piece, ...]]:
+        if p.role in _BY_ROWS_OF_VOCABULARY:
+            return 0, (self.vocabulary[tp],)
+        if p.layer is None:
+            return None, ()
+        block = self.spec.blocks[p.layer]
+        heads, dim = self.rank_heads(block.attention, tp), block.attention.head_dim
+        if p.role in _BY_QUERY_HEADS:
+            return 0, heads.query_rows(dim)
+        if p.role in _BY_KV_HEADS:
+            return 0, heads.kv_rows(dim)
+        if p.role in _BY_COLUMNS:
+            return 0, (self.columns(block.feed_forward.width)[tp],)
+        if p.kind == "weight" and p.role is Role.ATTENTION_OUTPUT:
+            return 1, heads.query_rows(dim)
+        if p.kind == "weight" and p.role is Role.DOWN:
+            return 1, (self.columns(block.feed_forward.width)[tp],)
+        return None, ()
+
+    def kv_elements_per_token(self, rank: int) -> int:
+        """Elements of K and V that one token takes in the rank's cache."""
+        at = self.degrees.coordinates(rank)
+        total = 0
+        for i in self.stages[at.pp].layers:
+            attention = self.spec.blocks[i].attention
+            total += 2 * len(self.rank_heads(attention, at.tp).kv) * attention.head_dim
+        return total
+
+
+def _by_layer(spec: ModelSpec) -> list[list[Parameter]]:
+    layers: list[list[Parameter]] = [[] for _ in spec.blocks]
+    for p in spec.parameters:
+        if p.layer is not None:
+            layers[p.layer].append(p)
+    return layers
+
+
+def check_degrees(spec: ModelSpec, degrees: Degrees) -> None:
+    """Raises `LayoutError` for a degree that the model can't take."""
+    heads = min(b.attention.heads for b in spec.blocks)
+    width = min(b.feed_forward.width for b in spec.blocks)
+    most = min(heads, width, spec.vocabulary)
+    if degrees.tp > most:
+        what = "query heads" if most == heads else "FFN columns or vocabulary rows"
+        raise LayoutError(
+            f"tp={degrees.tp} is more than the {most} {what} of {spec.name}; "
+            f"legal here: tp 1 to {most}"
+            + (f", for example tp={most}" if most > 1 else "")
+            + "; use pp for more ranks"
+        )
+    if degrees.pp > spec.layers:
+        raise LayoutError(
+            f"pp={degrees.pp} is more than the {spec.layers} layers of {spec.name}; "
+            f"legal here: pp 1 to {spec.layers}"
+        )
