@@ -1,0 +1,128 @@
+"""Attention over a block-addressed cache.
+
+Shapes: T tokens of the step, H query and K KV heads of this rank, d head dim, G queries per KV
+head, L context tokens. This is the portable form on PyTorch's scaled-dot-product attention; a
+faster kernel for a device takes the place of `PagedAttention` and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from parallel.architecture.spec import Attention
+from parallel.kernels.cache import LayerCache
+from parallel.kernels.step import StepInput
+from parallel.layout.heads import RankHeads
+
+
+class PagedAttention:
+    """Decodes of a step go in one batch over gathered blocks, prefill chunks one by one."""
+
+    def __init__(self, attention: Attention, heads: RankHeads, device: torch.device):
+        self.scale, self.window = attention.scale, attention.window
+        self.kv_heads, self.group = len(heads.kv), heads.group
+        self.slots = (
+            None if heads.uniform else torch.tensor(heads.slots, dtype=torch.int64, device=device)
+        )
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: LayerCache,
+        step: StepInput,
+    ) -> torch.Tensor:
+        """query [T, H, d], key and value [T, K, d] → [T, H, d]; the cache is written first."""
+        cache.write(step.slots, key, value)
+        query = self._to_grid(query)
+        parts = []
+        if step.decodes:
+            parts.append(self._decode(query[: step.decodes], cache, step))
+        for i in range(step.decodes, step.sequences):
+            rows = slice(step.query_starts[i], step.query_starts[i + 1])
+            fresh = (key[rows], value[rows])
+            parts.append(self._prefill(query[rows], fresh, cache, step, i))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out if self.slots is None else out.index_select(1, self.slots)
+
+    def _to_grid(self, query: torch.Tensor) -> torch.Tensor:
+        """[T, H, d] → [T, K·G, d], zeros where a KV head has fewer than G queries."""
+        if self.slots is None:
+            return query
+        grid = query.new_zeros(query.shape[0], self.kv_heads * self.group, query.shape[2])
+        return grid.index_copy_(1, self.slots, query)
+
+    def _decode(self, query: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
+        rows, _, dim = query.shape
+        first, blocks = self._blocks(step, cache)
+        key, value = cache.read(blocks)
+        if rows == 1:
+            begin = self._begin(step.context_tokens[0]) - first
+            end = step.context_tokens[0] - first
+            key, value, mask = key[:, :, begin:end], value[:, :, begin:end], None
+        else:
+            mask = step.once(("decode", self.window), lambda: self._mask(step, first, key.shape[2]))
+        query = query.view(rows, self.kv_heads, self.group, dim)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+        return out.reshape(rows, self.kv_heads * self.group, dim)
+
+    def _begin(self, context: int) -> int:
+        return 0 if self.window is None else max(0, context - self.window)
+
+    def _blocks(self, step: StepInput, cache: LayerCache) -> tuple[int, torch.Tensor]:
+        """The first context token that a decode may need, and the blocks from there on."""
+        size = cache.key.shape[1]
+        contexts = step.context_tokens[: step.decodes]
+        first = min(self._begin(c) for c in contexts) // size
+        last = -(-max(contexts) // size)
+        return first * size, step.block_tables[: step.decodes, first:last]
+
+    def _mask(self, step: StepInput, first: int, length: int) -> torch.Tensor:
+        """[decodes, 1, 1, L], True where a decode may look."""
+        at = torch.arange(first, first + length, device=step.positions.device)[None, :]
+        ends = step.context_lengths[: step.decodes, None]
+        seen = at < ends
+        if self.window is not None:
+            seen &= at >= ends - self.window
+        return seen[:, None, None, :]
+
+    def _prefill(
+        self,
+        query: torch.Tensor,
+        fresh: tuple[torch.Tensor, torch.Tensor],
+        cache: LayerCache,
+        step: StepInput,
+        index: int,
+    ) -> torch.Tensor:
+        tokens, context = query.shape[0], step.context_tokens[index]
+        if tokens == context:
+            key, value = (x.transpose(0, 1)[None] for x in fresh)
+        else:
+            size = cache.key.shape[1]
+            key, value = cache.read(step.block_tables[index : index + 1, : -(-context // size)])
+            key, value = key[:, :, :context], value[:, :, :context]
+        mask = None
+        if tokens != context or self.window is not None:
+            mask = step.once(("prefill", index, self.window), lambda: self._causal(step, index))
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=self.group > 1,
+        )
+        return out[0].transpose(0, 1)
+
+    def _causal(self, step: StepInput, index: int) -> torch.Tensor:
+        """[tokens, L], True where a chunk's token may look."""
+        rows = slice(step.query_starts[index], step.query_starts[index + 1])
+        own = step.positions[rows][:, None]
+        at = torch.arange(step.context_tokens[index], device=own.device)[None, :]
+        seen = at <= own
+        if self.window is not None:
+            seen &= at > own - self.window
+        return seen

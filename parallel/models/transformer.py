@@ -1,0 +1,100 @@
+"""One transformer for every family, written as if for one device.
+
+T tokens of the step, h hidden, R rows to sample, V vocabulary. The layers that the builder gives
+know which part of a matrix is theirs; the model doesn't.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from parallel.architecture.spec import Attention, FeedForward, Role
+from parallel.kernels.cache import KVCache, LayerCache
+from parallel.kernels.elementwise import ACTIVATIONS
+from parallel.kernels.step import StepInput
+from parallel.sharding.builder import LayerBuilder
+
+
+class AttentionLayer:
+    def __init__(self, facts: Attention, layer: int, build: LayerBuilder):
+        heads = build.local_heads(layer)
+        self.queries, self.keys = len(heads.queries), len(heads.kv)
+        self.head_dim = facts.head_dim
+        self.project = build.column([Role.QUERY, Role.KEY, Role.VALUE], layer)
+        self.query_norm = build.head_norm(Role.QUERY_NORM, layer)
+        self.key_norm = build.head_norm(Role.KEY_NORM, layer)
+        self.rotary = build.rotary(layer)
+        self.attend = build.attention(layer)
+        self.output = build.row(Role.ATTENTION_OUTPUT, layer, "attention")
+
+    def __call__(self, x: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
+        heads = self.project(x).view(x.shape[0], -1, self.head_dim)
+        value = heads[:, self.queries + self.keys :]
+        mixed = heads[:, : self.queries + self.keys]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = mixed.split([self.queries, self.keys], dim=1)
+            mixed = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)
+        if self.rotary is not None:
+            mixed = self.rotary(mixed, step)
+        query, key = mixed.split([self.queries, self.keys], dim=1)
+        out = self.attend(query, key, value, cache, step)
+        return self.output(out.reshape(x.shape[0], -1))
+
+
+class FeedForwardLayer:
+    def __init__(self, facts: FeedForward, layer: int, build: LayerBuilder):
+        self.gated = facts.gated
+        self.activate = ACTIVATIONS[facts.activation]
+        self.up = build.column([Role.GATE, Role.UP] if facts.gated else [Role.UP], layer)
+        self.down = build.row(Role.DOWN, layer, "ffn")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.up(x)
+        if self.gated:
+            gate, up = wide.chunk(2, dim=-1)
+            return self.down(self.activate(gate) * up)
+        return self.down(self.activate(wide))
+
+
+class TransformerBlock:
+    def __init__(self, layer: int, build: LayerBuilder):
+        facts = build.spec.blocks[layer]
+        self.layer = layer
+        self.attention_norm = build.norm(Role.ATTENTION_NORM, layer)
+        self.attention = AttentionLayer(facts.attention, layer, build)
+        self.ffn_norm = build.norm(Role.FFN_NORM, layer)
+        self.feed_forward = FeedForwardLayer(facts.feed_forward, layer, build)
+
+    def __call__(self, x: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), cache, step)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer:
+    """The layers of one stage: the first one embeds, the last one gives logits."""
+
+    def __init__(self, build: LayerBuilder):
+        stage = build.stage
+        self.embedding = build.token_embedding()
+        self.positions = build.position_embedding()
+        self.blocks = [TransformerBlock(i, build) for i in stage.layers]
+        self.final_norm = build.norm(Role.FINAL_NORM) if stage.head else None
+        self.head = build.head()
+
+    def __call__(
+        self, step: StepInput, cache: KVCache, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Hidden states [T, h], from `hidden` of the stage before or from the step's ids."""
+        if self.embedding is not None:
+            hidden = self.embedding(step.token_ids)
+            if self.positions is not None:
+                hidden = hidden + self.positions.index_select(0, step.positions)
+        assert hidden is not None, "a later stage needs the hidden states of the one before"
+        for block in self.blocks:
+            hidden = block(hidden, cache.layers[block.layer], step)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor, step: StepInput) -> torch.Tensor:
+        """[R, V] in float32 for the rows that are sampled."""
+        assert self.final_norm is not None and self.head is not None
+        return self.head(self.final_norm(hidden.index_select(0, step.logit_rows)))

@@ -1,0 +1,85 @@
+"""Builds the layers of one rank from its layout: the model asks by role, as if for one device."""
+
+from __future__ import annotations
+
+import torch
+
+from parallel.architecture.spec import ModelSpec, Role
+from parallel.collectives.communicator import Communicator
+from parallel.kernels.attention import PagedAttention
+from parallel.kernels.elementwise import Normalization
+from parallel.kernels.rotary import RotaryEmbedding
+from parallel.layout.heads import RankHeads
+from parallel.sharding.layers import ColumnLinear, RowLinear, VocabularyEmbedding, VocabularyHead
+from parallel.sharding.weights import Weights
+
+
+class LayerBuilder:
+    """`tp` is the communicator of this rank's tensor-parallel axis."""
+
+    def __init__(self, weights: Weights, tp: Communicator):
+        self.weights, self.tp = weights, tp
+        self.layout = weights.layout
+        self.spec: ModelSpec = weights.layout.spec
+        self.stage = weights.stage
+        self._table: torch.Tensor | None = None
+
+    def token_embedding(self) -> VocabularyEmbedding | None:
+        if not self.stage.embedding:
+            return None
+        rows = self.layout.vocabulary[self.weights.coordinates.tp]
+        return VocabularyEmbedding(self._embedding_table(), rows, self.tp)
+
+    def position_embedding(self) -> torch.Tensor | None:
+        """[positions, h], or None where positions are rotary."""
+        return self.weights.take(Role.POSITION_EMBEDDING)
+
+    def head(self) -> VocabularyHead | None:
+        if not self.stage.head:
+            return None
+        table = self._embedding_table() if self.spec.tied_head else self._held(Role.HEAD)
+        return VocabularyHead(table, self.layout.vocabulary, self.tp)
+
+    def norm(self, role: Role, layer: int | None = None) -> Normalization:
+        facts = self.spec.final_norm if layer is None else self.spec.blocks[layer].norm
+        bias = self.weights.take(role, layer, "bias")
+        return Normalization(facts, self._held(role, layer), bias)
+
+    def head_norm(self, role: Role, layer: int) -> Normalization | None:
+        """The norm over each query's or key's channels, where the family has one."""
+        weight = self.weights.take(role, layer)
+        return None if weight is None else Normalization(self.spec.blocks[layer].norm, weight, None)
+
+    def column(self, roles: list[Role], layer: int) -> ColumnLinear:
+        bias = self.weights.take(roles, layer, "bias")
+        return ColumnLinear(self._held(roles, layer), bias)
+
+    def row(self, role: Role, layer: int, kind: str) -> RowLinear:
+        bias = self.weights.take(role, layer, "bias")
+        return RowLinear(self._held(role, layer), bias, self.tp, kind)
+
+    def attention(self, layer: int) -> PagedAttention:
+        facts = self.spec.blocks[layer].attention
+        return PagedAttention(facts, self.local_heads(layer), self._device)
+
+    def rotary(self, layer: int) -> RotaryEmbedding | None:
+        rotary = self.spec.blocks[layer].attention.rotary
+        return None if rotary is None else RotaryEmbedding(rotary, self._device)
+
+    def local_heads(self, layer: int) -> RankHeads:
+        attention = self.spec.blocks[layer].attention
+        return self.layout.rank_heads(attention, self.weights.coordinates.tp)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.weights.device.torch_device
+
+    def _embedding_table(self) -> torch.Tensor:
+        if self._table is None:
+            self._table = self._held(Role.TOKEN_EMBEDDING)
+        return self._table
+
+    def _held(self, roles: Role | list[Role], layer: int | None = None) -> torch.Tensor:
+        tensor = self.weights.take(roles, layer)
+        assert tensor is not None, f"{roles} of layer {layer} is not on this rank"
+        return tensor

@@ -1,0 +1,64 @@
+"""The layers that give a model its parallel form. T tokens, h hidden; sizes are this rank's.
+
+Column-parallel layers split their outputs, row-parallel ones their inputs and sum over the axis
+(Megatron-LM, arXiv 1909.08053); embedding and head split the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from parallel.collectives.communicator import Communicator
+from parallel.layout.split import Piece
+
+
+class ColumnLinear:
+    """[T, in] → [T, out of this rank]."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RowLinear:
+    """[T, in of this rank] → [T, out], summed over the axis. The bias is held by one rank."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, axis: Communicator, layer: str
+    ):
+        self.weight, self.bias, self.axis, self.layer = weight, bias, axis, layer
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.axis.all_reduce(F.linear(x, self.weight, self.bias), self.layer)
+
+
+class VocabularyEmbedding:
+    """Token ids [T] → [T, h]; each rank looks up its own rows, the sum has them all."""
+
+    def __init__(self, weight: torch.Tensor, rows: Piece, axis: Communicator):
+        self.weight, self.rows, self.axis = weight, rows, axis
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.axis.size == 1:
+            return F.embedding(ids, self.weight)
+        local = ids - self.rows.begin
+        mine = (local >= 0) & (local < self.rows.size)
+        found = F.embedding(local.clamp(0, self.rows.size - 1), self.weight)
+        return self.axis.all_reduce(found * mine[:, None], "embedding")
+
+
+class VocabularyHead:
+    """[R, h] → logits [R, V] in float32 on every rank of the axis."""
+
+    def __init__(self, weight: torch.Tensor, pieces: tuple[Piece, ...], axis: Communicator):
+        self.weight, self.axis = weight, axis
+        self.sizes = [p.size for p in pieces]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        local = F.linear(x, self.weight).float()
+        if self.axis.size == 1:
+            return local
+        return self.axis.all_gather(local, self.sizes, "logits")
