@@ -1,0 +1,61 @@
+"""The collectives of one step, counted in closed form: what the ledger must find afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.hardware.facts import Cluster
+from parallel.layout.layout import Layout
+from parallel.planner.formats import Formats
+
+
+@dataclass(frozen=True)
+class Collective:
+    """`calls` of one operation in a step. `full_bytes` of the array; `sent_bytes` by one rank in
+    each call, padding included."""
+
+    axis: str
+    op: str
+    layer: str
+    calls: int
+    full_bytes: int
+    sent_bytes: int
+
+
+def step_collectives(
+    layout: Layout, rank: int, formats: Formats, tokens: int, rows: int
+) -> list[Collective]:
+    """Of one rank in a step of `tokens`, `rows` of them sampled. An all-reduce sends
+    2(t-1)/t of its array in a ring, an all-gather (t-1) times its padded piece."""
+    spec, t = layout.spec, layout.degrees.tp
+    stage = layout.stage(rank)
+    size = tokens * spec.hidden * formats.compute.bytes
+    found: list[Collective] = []
+    if t > 1:
+        layers = len(stage.layers)
+        kinds = [("attention", layers), ("ffn", layers)]
+        if stage.embedding:
+            kinds.insert(0, ("embedding", 1))
+        sent = 2 * (t - 1) * size // t
+        found += [Collective("tp", "all_reduce", k, n, size, sent) for k, n in kinds]
+        if stage.head and rows:
+            piece = rows * max(p.size for p in layout.vocabulary) * 4
+            found.append(
+                Collective("tp", "all_gather", "logits", 1, piece * t, (t - 1) * piece)
+            )
+    if not stage.head:
+        found.append(Collective("pp", "send", "stage", 1, size, size))
+    return found
+
+
+def collectives_seconds(
+    found: list[Collective], layout: Layout, rank: int, cluster: Cluster
+) -> float:
+    seconds = 0.0
+    for c in found:
+        group = layout.degrees.group(c.axis, rank)
+        if c.op == "send":
+            at = group.index(rank)
+            group = group[at : at + 2]
+        seconds += c.calls * cluster.collective_seconds(c.op, c.full_bytes, group)
+    return seconds

@@ -1,0 +1,63 @@
+"""What a run is sized for: the engine's limits, and the workload that times are predicted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """`step_tokens`: most tokens in one batch; `requests`: most running at once in a replica;
+    `context_tokens`: longest sequence (None: the model's); `batches`: in flight in a pipeline
+    (None: one per stage); `block_tokens`: tokens per cache block."""
+
+    step_tokens: int = 512
+    requests: int = 32
+    block_tokens: int = 16
+    context_tokens: int | None = None
+    batches: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("step_tokens", "requests", "block_tokens", "context_tokens", "batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"engine.{name}={value} is out of range; give at least 1")
+
+    def context(self, model_tokens: int) -> int:
+        return min(model_tokens, self.context_tokens or model_tokens)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests of `input_tokens` and `output_tokens`, `concurrency` of them at once."""
+
+    input_tokens: int = 512
+    output_tokens: int = 128
+    concurrency: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens", "concurrency"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"workload.{name}={value} is out of range; give at least 1")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that one rank may use: `memory_gib`, else `share` of its device."""
+
+    memory_gib: float | None = None
+    share: float = 0.85
+
+    def __post_init__(self) -> None:
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ConfigError(f"memory_gib={self.memory_gib} is out of range; give a positive size")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"memory_share={self.share} is out of range; give 0 < share ≤ 1")
+
+    def bytes(self, device_bytes: int) -> int:
+        if self.memory_gib is not None:
+            return int(self.memory_gib * 1024**3)
+        return int(self.share * device_bytes)

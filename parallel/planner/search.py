@@ -1,0 +1,182 @@
+"""Every legal layout of a model on a cluster, planned, ranked, and the rest with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from parallel.architecture.spec import ModelSpec
+from parallel.errors import CapacityError, UserError
+from parallel.hardware.facts import Cluster
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.formats import Formats
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.plan import Plan, make_plan
+from parallel.precision import precision
+from parallel.units import GIB
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user fixed; None is the planner's to choose. `world_size` is the number of ranks
+    that were started, if they were."""
+
+    tp: int | None = None
+    pp: int | None = None
+    dp: int | None = None
+    world_size: int | None = None
+    stages: tuple[int, ...] | None = None
+    heads: str = "auto"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    degrees: Degrees
+    reason: str
+    suggestion: str
+
+    def to_json(self) -> dict[str, Any]:
+        d = self.degrees
+        return {
+            "tp": d.tp,
+            "pp": d.pp,
+            "dp": d.dp,
+            "reason": self.reason,
+            "suggestion": self.suggestion,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`plans` best first (tokens per second, then fewer ranks)."""
+
+    plans: tuple[Plan, ...]
+    rejected: tuple[Rejected, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plans": [p.to_json() for p in self.plans],
+            "rejected": [r.to_json() for r in self.rejected],
+        }
+
+    def best(self) -> Plan:
+        """Raises the error of the first rejection when there is no plan."""
+        if self.plans:
+            return self.plans[0]
+        first = self.rejected[0]
+        raise CapacityError(f"{first.reason}; {first.suggestion}")
+
+
+@dataclass(frozen=True)
+class Planner:
+    spec: ModelSpec
+    cluster: Cluster
+    formats: Formats
+    limits: EngineLimits
+    workload: Workload
+    budget: Budget
+
+    def plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
+        layout = Layout.make(self.spec, degrees, wanted.stages, wanted.heads)
+        self.cluster.device(degrees.world_size - 1)
+        return make_plan(
+            layout, self.cluster, self.formats, self.limits, self.workload, self.budget
+        )
+
+    def search(self, wanted: Wanted) -> Outcome:
+        plans: list[Plan] = []
+        rejected: list[Rejected] = []
+        for degrees in self._candidates(wanted):
+            try:
+                plans.append(self.plan(degrees, wanted))
+            except UserError as error:
+                rejected.append(Rejected(degrees, str(error), self._suggest(degrees, error, wanted)))
+        plans.sort(key=lambda p: (-p.tokens_per_second, p.layout.degrees.world_size))
+        return Outcome(_mark_pareto(plans), tuple(rejected))
+
+    def _candidates(self, wanted: Wanted) -> Iterator[Degrees]:
+        devices = self.cluster.device_count
+        heads = min(b.attention.heads for b in self.spec.blocks)
+        most = max(devices, wanted.world_size or 0)
+
+        def choices(fixed: int | None, bound: int) -> Sequence[int]:
+            return (fixed,) if fixed is not None else range(1, max(1, bound) + 1)
+
+        for tp in choices(wanted.tp, min(heads, most)):
+            for pp in choices(wanted.pp, min(self.spec.layers, most // max(tp, 1))):
+                for dp in choices(wanted.dp, most // max(tp * pp, 1)):
+                    degrees = Degrees(tp, pp, dp)
+                    if wanted.world_size in (None, degrees.world_size):
+                        yield degrees
+
+    def _suggest(self, degrees: Degrees, error: UserError, wanted: Wanted) -> str:
+        """The smallest change that was tried and found to work."""
+        if not isinstance(error, CapacityError):
+            return "change the degree as the reason says"
+        free = Wanted(heads=wanted.heads)
+        nearby = [Degrees(tp=degrees.tp, pp=degrees.pp * k, dp=1) for k in (2, 4, 8)]
+        nearby += [Degrees(tp=degrees.tp * k, pp=degrees.pp, dp=1) for k in (2, 4, 8)]
+        nearby.sort(key=lambda d: d.world_size)
+        for other in nearby:
+            if self._works(other, free):
+                return f"use {other}"
+        if self.formats.weights.bytes > 2:
+            half = precision("bf16")
+            smaller = replace(self, formats=Formats(half, half, half))
+            if smaller._works(degrees, wanted):
+                return "use precision.weights=bf16"
+        for tokens in (128, 32):
+            if self.limits.step_tokens > tokens:
+                limits = replace(self.limits, step_tokens=tokens)
+                if replace(self, limits=limits)._works(degrees, wanted):
+                    return f"use engine.step_tokens={tokens}"
+        return self._more_memory(degrees, wanted)
+
+    def _works(self, degrees: Degrees, wanted: Wanted) -> bool:
+        try:
+            self.plan(degrees, wanted)
+        except UserError:
+            return False
+        return True
+
+    def _more_memory(self, degrees: Degrees, wanted: Wanted) -> str:
+        low, high = 0.0, 1024.0
+        for _ in range(24):
+            middle = (low + high) / 2
+            if replace(self, budget=Budget(middle))._works(degrees, wanted):
+                high = middle
+            else:
+                low = middle
+        if high >= 1024.0:
+            return "use a cluster with more memory per device"
+        gib = ceil(high * 100) / 100
+        have = max(d.type.memory_bytes for d in self.cluster.devices) / GIB
+        if gib > have:
+            return f"use devices with at least {gib:.2f} GiB each (this cluster's have {have:.2f})"
+        return f"raise the budget to memory_gib={gib:.2f}"
+
+
+def _mark_pareto(plans: list[Plan]) -> tuple[Plan, ...]:
+    """Not beaten in time per token, tokens per second, ranks and cost all together."""
+
+    def point(p: Plan) -> tuple[float, ...]:
+        cost = p.dollars_per_million_tokens
+        return (
+            p.tpot_seconds,
+            -p.tokens_per_second,
+            float(p.layout.degrees.world_size),
+            cost if cost is not None else 0.0,
+        )
+
+    points = [point(p) for p in plans]
+
+    def beaten(i: int) -> bool:
+        return any(
+            all(a <= b for a, b in zip(q, points[i], strict=True)) and q != points[i]
+            for q in points
+        )
+
+    return tuple(p.marked(not beaten(i)) for i, p in enumerate(plans))
