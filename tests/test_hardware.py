@@ -1,0 +1,487 @@
+"""Cluster files, probing and the ring formulas."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.errors import HardwareError
+from parallel.hardware.catalogue import cluster_names, load_cluster
+from parallel.hardware.facts import Cluster, DeviceType, Link, Node
+from parallel.hardware.known import known_devices
+from parallel.hardware.limits import memory_limit_bytes, usable_cores
+from parallel.hardware.probe import SHARED_MEMORY, probe_local
+from parallel.hardware.ring import OPERATIONS, ring_seconds
+from parallel.units import GIB
+
+CLUSTERS = Path(__file__).parents[1] / "configs" / "cluster"
+COUNTS = {
+    "2x8xa100": 16,
+    "4xh100+4xl40s": 8,
+    "4xl40s": 4,
+    "8xb200": 8,
+    "8xh100": 8,
+    "8xh200": 8,
+}
+SMALL = """
+nodes:
+  - name: box
+    devices:
+      - type: {name: toy, kind: cuda, memory_gib: 2, bandwidth_gb_per_second: 100,
+               teraflops: {bf16: 10, fp32: 1}}
+        count: 3
+    link: {kind: pcie, bandwidth_gb_per_second: 10, latency_microseconds: 1}
+    cores: 4
+    host_memory_gib: 8
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+# ---------------------------------------------------------------------------- cluster files
+
+
+def test_every_cluster_file_is_known_here() -> None:
+    assert set(cluster_names(CLUSTERS)) == {*COUNTS, "local"}
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_cluster_by_name(name: str) -> None:
+    cluster = load_cluster(name, CLUSTERS)
+    assert cluster.name == name
+    assert cluster.device_count == COUNTS[name]
+    assert [device.index for device in cluster.devices] == list(range(COUNTS[name]))
+    assert cluster.memory_bytes == sum(d.type.memory_bytes for d in cluster.devices)
+    for device in cluster.devices:
+        assert device.type.effective_flops_per_second("bf16") > 1e14
+        assert device.type.effective_bandwidth_bytes_per_second > 0
+        assert device.type.power_watts and device.type.dollars_per_hour
+
+
+def test_known_figures() -> None:
+    h100 = load_cluster("8xh100", CLUSTERS).devices[0].type
+    assert h100.memory_bandwidth_bytes_per_second == 3.35e12
+    assert h100.flops_per_second["bf16"] == 989e12
+    assert h100.power_watts == 700
+    assert load_cluster("2x8xa100", CLUSTERS).nodes[1].name == "node-1"
+    mixed = load_cluster("4xh100+4xl40s", CLUSTERS)
+    assert [d.type.name for d in mixed.devices] == ["h100"] * 4 + ["l40s"] * 4
+    assert mixed.slowest_link(range(8)).kind == "pcie"
+
+
+def test_cluster_from_a_path(tmp_path: Path) -> None:
+    cluster = load_cluster(written(tmp_path, SMALL), CLUSTERS)
+    assert (cluster.name, cluster.device_count) == ("mine", 3)
+    assert cluster.memory_bytes == 6 * GIB
+    assert cluster.devices[2].type.effective_flops_per_second("fp16") == 10e12
+    assert cluster.devices[2].type.effective_flops_per_second("fp64") == 1e12
+    assert cluster.devices[0].type.operation_seconds(1e11, 1e12, "bf16") == pytest.approx(1.0)
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(HardwareError, match=r"did you mean '8xh[12]00'.*2x8xa100.*local"):
+        load_cluster("8xh101", CLUSTERS)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(HardwareError, match=r"can't read cluster file .*absent\.yaml"):
+        load_cluster(tmp_path / "absent.yaml", CLUSTERS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("latency_micro", "latncy_micro", r"nodes\[0\]\.link: .*did you mean 'latency_microsec"),
+        ("memory_gib: 2", "memory_gb: 2", r"devices\[0\]\.type: unknown key 'memory_gb'"),
+        ("memory_gib: 2,", "", r"'memory_gib' is missing"),
+        ("memory_gib: 2,", "memory_gib: -2,", r"memory_gib: must be more than 0, got -2"),
+        ("memory_gib: 2,", "memory_gib: true,", r"memory_gib: expected a number, got True"),
+        ("memory_gib: 2,", "memory_gib: .nan,", r"memory_gib: expected a number, got nan"),
+        ("bf16: 10", "bf61: 10", r"teraflops: unknown key 'bf61'; did you mean 'bf16'"),
+        ("bf16: 10", "bf16: -1", r"teraflops\.bf16: must be more than 0"),
+        ("count: 3", "count: 2.5", r"count: expected a whole number"),
+        ("count: 3", "count: 0", r"count: must be more than 0"),
+        ("kind: pcie", "kind: pci", r"link\.kind: unknown value 'pci'; did you mean 'pcie'"),
+        ("cores: 4", "cores: 4\n    cores: 5", r"key 'cores' is given twice"),
+        ("    link: {", "    network: {", r"unknown key 'network'"),
+        ("nodes:", "nodes: {}\nx:", r"unknown key 'x'"),
+        ("- name: box", "- name: box\n    count: 2", r"2 nodes need a 'network'"),
+        ("- name: box", "- name: [box", r"is not valid YAML"),
+        ("{name: toy, kind", "{name: toy, memory_efficiency: 1.5, kind", r"must be at most 1"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in SMALL
+    with pytest.raises(HardwareError, match=message) as raised:
+        load_cluster(written(tmp_path, SMALL.replace(old, new)), CLUSTERS)
+    assert "mine.yaml" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a mapping"),
+        ("nodes: []", "expected a list of nodes"),
+        ("probe: true\nnodes: []", "stands alone"),
+        ("probe: 3", "stands alone"),
+        (
+            "nodes: [{name: a, devices: [{type: h10, count: 1}], cores: 1, host_memory_gib: 1}]",
+            r"devices\[0\]\.type: unknown device type 'h10'; did you mean 'h100'",
+        ),
+        (
+            "nodes: [{name: a, devices: [{type: h100, count: 1}, {type: l40s, count: 1}], "
+            "cores: 1, host_memory_gib: 1}]",
+            "'link' is missing",
+        ),
+        (
+            "nodes: [{name: a, devices: [{type: h100, count: 1}], cores: 1, host_memory_gib: 1, "
+            "link: {kind: pcie, bandwidth_gb_per_second: 1, latency_microseconds: 1, "
+            "operations: [reduce]}}]",
+            "unknown 'reduce'; legal: all_reduce",
+        ),
+    ],
+)
+def test_wrong_shapes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(HardwareError, match=message):
+        load_cluster(written(tmp_path, text), CLUSTERS)
+
+
+# --------------------------------------------------------------------------- ring formulas
+
+TOY = DeviceType("toy", "cuda", GIB, 1e11, {"bf16": 1e13})
+FAST = Link("nvlink", 100e9, latency_seconds=1e-6, base_seconds=5e-6)
+NETWORK = Link("network", 10e9, latency_seconds=4e-6, base_seconds=9e-6)
+TWO_NODES = Cluster(
+    "two", tuple(Node(name, (TOY,) * 4, FAST, 8, GIB) for name in ("a", "b")), NETWORK
+)
+
+
+@pytest.mark.parametrize(
+    ("operation", "seconds"),
+    [
+        ("all_reduce", 5e-6 + 6e-6 + 1.5 * 4e6 / 100e9),
+        ("all_gather", 5e-6 + 3e-6 + 0.75 * 4e6 / 100e9),
+        ("reduce_scatter", 5e-6 + 3e-6 + 0.75 * 4e6 / 100e9),
+        ("broadcast", 5e-6 + 3e-6 + 4e6 / 100e9),
+    ],
+)
+def test_collective_within_a_node(operation: str, seconds: float) -> None:
+    assert TWO_NODES.collective_seconds(operation, 4e6, range(4)) == pytest.approx(seconds)
+    assert FAST.collective_seconds(operation, 4e6, 4) == pytest.approx(seconds)
+
+
+def test_send_and_single_rank() -> None:
+    assert TWO_NODES.collective_seconds("send", 1e6, (0, 1)) == pytest.approx(16e-6)
+    assert TWO_NODES.collective_seconds("send", 1e6, (3, 4)) == pytest.approx(113e-6)
+    assert TWO_NODES.collective_seconds("all_reduce", 1e9, (5,)) == 0.0
+
+
+def test_between_nodes_each_rank_brings_its_own_share() -> None:
+    assert TWO_NODES.link(0, 3) == FAST
+    assert TWO_NODES.link(3, 4) == NETWORK
+    assert TWO_NODES.slowest_link(range(8)).bandwidth_bytes_per_second == 40e9
+    assert TWO_NODES.slowest_link((0, 1, 4)).bandwidth_bytes_per_second == 10e9
+    expected = 9e-6 + 14 * 4e-6 + 2 * 7 / 8 * 8e6 / 40e9
+    assert TWO_NODES.collective_seconds("all_reduce", 8e6, range(8)) == pytest.approx(expected)
+
+
+def test_bandwidth_by_group_size() -> None:
+    link = Link("pcie", 32e9, 1e-6, bandwidth_by_ranks=((2, 16e9), (8, 1e9)))
+    assert [link.bandwidth(n) for n in (2, 8, 16)] == pytest.approx([16e9, 1e9, 1e9])
+    assert link.bandwidth(4) == pytest.approx(4e9)
+
+
+def test_faults_of_a_question() -> None:
+    with pytest.raises(HardwareError, match="did you mean 'all_reduce'"):
+        TWO_NODES.collective_seconds("allreduce", 1.0, range(2))
+    with pytest.raises(HardwareError, match=r"rank 8 has no device.*ranks 0 to 7"):
+        TWO_NODES.collective_seconds("all_reduce", 1.0, (0, 8))
+    with pytest.raises(HardwareError, match="at least two ranks"):
+        TWO_NODES.slowest_link((1,))
+    with pytest.raises(HardwareError, match="no network"):
+        Cluster("split", TWO_NODES.nodes)
+    with pytest.raises(HardwareError, match="no device"):
+        Cluster("none", ())
+
+
+@given(
+    operation=st.sampled_from(OPERATIONS),
+    few=st.floats(0, 1e9),
+    more=st.floats(0, 1e9),
+    ranks=st.integers(2, 64),
+)
+def test_more_bytes_and_more_ranks_take_longer(
+    operation: str, few: float, more: float, ranks: int
+) -> None:
+    def seconds(size: float, count: int) -> float:
+        return ring_seconds(operation, size, count, 5e-6, 1e-6, 1e10)
+
+    assert seconds(few, ranks) <= seconds(few + more, ranks)
+    assert seconds(few, ranks) <= seconds(few, ranks + 1)
+    assert seconds(few, ranks) > 0
+
+
+@given(size=st.floats(0, 1e9), ranks=st.integers(2, 8))
+def test_halves_of_an_all_reduce(size: float, ranks: int) -> None:
+    parts = sum(FAST.collective_seconds(op, size, ranks) for op in ("all_gather", "reduce_scatter"))
+    assert parts - FAST.base_seconds == pytest.approx(
+        FAST.collective_seconds("all_reduce", size, ranks)
+    )
+
+
+# --------------------------------------------------------------------------------- probing
+
+
+class NvmlError(Exception):
+    pass
+
+
+class FakeNvml:
+    """Some GPUs of one name; `broken` makes the driver absent."""
+
+    NVMLError: type[Exception] = NvmlError
+    NVML_NVLINK_MAX_LINKS = 18
+    NVML_CLOCK_SM = 1
+    NVML_CLOCK_MEM = 2
+
+    def __init__(self, name: str = "", count: int = 0, nvlinks: int = 0, fails: bool = False):
+        self.name, self.count, self.nvlinks, self.fails = name, count, nvlinks, fails
+        self.open = 0
+
+    def nvmlInit(self) -> None:
+        if not self.name:
+            raise NvmlError("driver not loaded")
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return self.count
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: Any) -> bytes:
+        return self.name.encode()
+
+    def nvmlDeviceGetUUID(self, handle: Any) -> str:
+        return f"GPU-{handle}abc"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
+        if self.fails:
+            raise NvmlError("GPU is lost")
+        return type("Memory", (), {"total": (10 + handle) * GIB})
+
+    def nvmlDeviceGetNvLinkState(self, handle: Any, link: int) -> int:
+        if link >= self.nvlinks:
+            raise NvmlError("not supported")
+        return 1
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, handle: Any) -> int:
+        return 4
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, handle: Any) -> int:
+        return 16
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]:
+        return (8, 6)
+
+    def nvmlDeviceGetNumGpuCores(self, handle: Any) -> int:
+        return 10000
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: Any, clock: int) -> int:
+        return {self.NVML_CLOCK_SM: 2000, self.NVML_CLOCK_MEM: 9000}[clock]
+
+    def nvmlDeviceGetMemoryBusWidth(self, handle: Any) -> int:
+        return 384
+
+    def nvmlDeviceGetPowerManagementLimit(self, handle: Any) -> int:
+        return 300_000
+
+
+NO_GPU = FakeNvml()
+
+
+def root_with(folder: Path, files: dict[str, str]) -> Path:
+    meminfo = {"proc/meminfo": "MemTotal:  8388608 kB\nMemFree: 1 kB\n"}
+    for name, text in {**meminfo, **files}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_this_machine() -> None:
+    cluster = probe_local(nvml=NO_GPU)
+    cores = usable_cores()
+    assert 1 <= cores <= len(os.sched_getaffinity(0))
+    assert cluster.device_count == cores
+    total = Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]
+    assert 0.9 * memory_limit_bytes() < cluster.memory_bytes <= 1024 * int(total)
+    assert {device.type.kind for device in cluster.devices} == {"cpu"}
+    assert all(device.type.estimated for device in cluster.devices)
+
+
+def test_local_by_name_and_for_some_ranks() -> None:
+    cluster = load_cluster("local", CLUSTERS)
+    assert cluster.name == "local"
+    assert cluster.device_count >= 1
+    assert load_cluster("local", CLUSTERS, ranks=1).device_count == 1
+
+
+def test_ranks_share_the_cores(tmp_path: Path) -> None:
+    root = root_with(tmp_path, {"proc/cpuinfo": "flags\t\t: fpu avx2 avx512f avx512_bf16\n"})
+    cores = usable_cores(root)
+    one, each, many = (probe_local(n, root=root, nvml=NO_GPU) for n in (1, cores, 4 * cores))
+    assert [c.device_count for c in (one, each, many)] == [1, cores, 4 * cores]
+    assert all(7.9 * GIB < c.memory_bytes <= 8 * GIB for c in (one, each, many))
+    assert [c.devices[0].type.threads for c in (one, each, many)] == [cores, 1, 0.25]
+    core = each.devices[0].type
+    assert core.effective_bandwidth_bytes_per_second == pytest.approx(8.5e9, rel=0.01)
+    assert core.effective_flops_per_second("bf16") == pytest.approx(205e9, rel=0.01)
+    assert core.effective_flops_per_second("fp32") == pytest.approx(69e9, rel=0.01)
+    quarter = many.devices[0].type
+    assert quarter.effective_flops_per_second("bf16") == pytest.approx(205e9 / 4, rel=0.01)
+    assert many.nodes[0].link.kind == "loopback"
+    assert each.nodes[0].link_for("all_reduce").kind == "shared_memory"
+    assert each.nodes[0].link_for("send").kind == "loopback"
+    with pytest.raises(HardwareError, match="at least 1"):
+        probe_local(0, root=root, nvml=NO_GPU)
+
+
+def test_local_all_reduce_is_near_what_was_measured() -> None:
+    measured = {4096: 7.6e-6, 1 << 20: 162e-6}
+    for size, seconds in measured.items():
+        predicted = SHARED_MEMORY.collective_seconds("all_reduce", size, 2)
+        assert predicted == pytest.approx(seconds, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": f"{3 * GIB}",
+                "sys/fs/cgroup/a/memory.max": f"{2 * GIB}",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/docker/x\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{5 * GIB}\n",
+            },
+            5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,memory:/x\n",
+                "sys/fs/cgroup/cpu,memory/x/memory.limit_in_bytes": f"{4 * GIB}\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            4,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{99 * GIB}"}, 8),
+    ],
+)
+def test_memory_limits(tmp_path: Path, files: dict[str, str], gib: int) -> None:
+    root = root_with(tmp_path, files)
+    assert memory_limit_bytes(root) == gib * GIB
+    assert probe_local(2, root=root, nvml=NO_GPU).memory_bytes == gib * GIB
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "350000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "2:cpu,cpuacct:/x\n",
+                "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "200000\n",
+                "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+    ],
+)
+def test_core_limits(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    assert usable_cores(root_with(tmp_path, files), affinity=8) == cores
+
+
+def test_a_machine_without_meminfo(tmp_path: Path) -> None:
+    with pytest.raises(HardwareError, match="MemTotal"):
+        probe_local(root=tmp_path, nvml=NO_GPU)
+
+
+def test_known_gpus() -> None:
+    known = known_devices(CLUSTERS / "devices")
+    nvml = FakeNvml("NVIDIA H100 80GB HBM3", count=4, nvlinks=18)
+    cluster = probe_local(known=known, nvml=nvml, environment={})
+    assert [d.type.name for d in cluster.devices] == ["h100"] * 4
+    assert [d.type.memory_bytes for d in cluster.devices] == [(10 + i) * GIB for i in range(4)]
+    assert cluster.nodes[0].link == known["h100"].link
+    assert not cluster.devices[0].type.estimated
+    assert nvml.open == 0
+    assert probe_local(2, known=known, nvml=nvml, environment={}).device_count == 2
+    with pytest.raises(HardwareError, match="5 ranks need a GPU each and 4 are visible"):
+        probe_local(5, known=known, nvml=nvml, environment={})
+
+
+def test_unknown_gpus_are_estimated() -> None:
+    cluster = probe_local(nvml=FakeNvml("NVIDIA Toy", count=1), environment={})
+    toy = cluster.devices[0].type
+    assert (toy.name, toy.estimated, toy.power_watts) == ("NVIDIA Toy", True, 300)
+    assert toy.flops_per_second["fp32"] == 2 * 10000 * 2e9
+    assert toy.memory_bandwidth_bytes_per_second == 2 * 9e9 * 48
+    assert cluster.nodes[0].link.kind == "pcie"
+    joined = probe_local(nvml=FakeNvml("NVIDIA Toy", 2, nvlinks=4), environment={})
+    assert joined.nodes[0].link.kind == "nvlink"
+    assert joined.nodes[0].link.bandwidth_bytes_per_second == pytest.approx(70e9)
+
+
+@pytest.mark.parametrize(
+    ("visible", "memories"),
+    [
+        ("1,0", [11, 10]),
+        ("2", [12]),
+        ("GPU-2,GPU-0", [12, 10]),
+        ("0,9,1", [10]),
+    ],
+)
+def test_visible_gpus(visible: str, memories: list[int]) -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    cluster = probe_local(nvml=FakeNvml("NVIDIA Toy", 3), environment=environment)
+    assert [d.type.memory_bytes // GIB for d in cluster.devices] == memories
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "7"])
+def test_hidden_gpus_leave_the_cpu(visible: str) -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    cluster = probe_local(nvml=FakeNvml("NVIDIA Toy", 3), environment=environment)
+    assert cluster.devices[0].type.kind == "cpu"
+
+
+def test_a_driver_that_fails_is_named() -> None:
+    nvml = FakeNvml("NVIDIA Toy", 1, fails=True)
+    with pytest.raises(HardwareError, match="GPU is lost"):
+        probe_local(nvml=nvml, environment={})
+    assert nvml.open == 0
