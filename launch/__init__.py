@@ -1,0 +1,1 @@
+"""Entry points. Nothing below this package knows Hydra."""

@@ -1,0 +1,138 @@
+"""From a command line to one typed settings object, and from errors to exit codes.
+
+Hydra composes; the result is merged into the schema, so that an unknown key or a value of the wrong
+type is refused with the nearest key. `+key=` on a known key means `key=`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from parallel.errors import ConfigError, RunError, TesseraError, UserError, did_you_mean
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+Settings = TypeVar("Settings")
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
+
+
+def known_keys(schema: type) -> dict[str, bool]:
+    """Dotted keys of a schema; True for those that hold other keys."""
+    keys: dict[str, bool] = {}
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        kind = hints[f.name]
+        keys[f.name] = is_dataclass(kind)
+        if is_dataclass(kind):
+            keys.update({f"{f.name}.{k}": v for k, v in known_keys(cast(type, kind)).items()})
+    return keys
+
+
+def checked_arguments(arguments: list[str], schema: type) -> list[str]:
+    """Refuses unknown keys and makes `+known=` a plain override. Flags and `hydra.*` pass."""
+    keys = known_keys(schema)
+    return [_checked(a, keys) if "=" in a and not a.startswith("-") else a for a in arguments]
+
+
+def _checked(argument: str, keys: dict[str, bool]) -> str:
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise ConfigError(f"'{argument}' can't be read as key=value: {error}") from None
+    key = override.key_or_group
+    if key.split(".")[0] == "hydra":
+        return argument
+    if key not in keys:
+        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, keys)}; known: {_listed(keys)}")
+    if override.is_delete():
+        raise ConfigError(f"'{argument}': a known key can't be removed; give it a value or null")
+    return f"++{argument.lstrip('+')}" if argument.startswith("+") else argument
+
+
+def _listed(keys: dict[str, bool]) -> str:
+    return ", ".join(k for k, holds in keys.items() if not holds)
+
+
+def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
+    """Raises `ConfigError` for a missing value, a wrong type or an unknown key."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]} is not given; say {missing[0]}=…")
+        return cast(Settings, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{key}: {message}" if key else message) from None
+
+
+def is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def fail(error: TesseraError) -> int:
+    """Prints the message (rank 0 alone under torchrun) and returns the exit code."""
+    if is_first_rank():
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        # The first rank to leave ends the others: let rank 0 speak before.
+        time.sleep(1.0)
+    return EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
+
+
+def run_command(
+    name: str, schema: type[Settings], task: Callable[[Settings], int | None]
+) -> None:
+    """Runs `task` with the settings of `configs/<name>.yaml` and the command line, and exits:
+    0 done, 1 a run that failed, 2 a user's error (Hydra's own included)."""
+    codes: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        try:
+            codes.append(task(to_settings(config, schema)) or EXIT_DONE)
+        except TesseraError as error:
+            codes.append(fail(error))
+
+    arguments = sys.argv[1:]
+    try:
+        if under_torchrun() and {"-m", "--multirun"} & set(arguments):
+            raise ConfigError(
+                "a sweep (-m) can't run under torchrun: every rank would start it; "
+                f"say `python launch/{name}.py -m …`, which starts the ranks of each point"
+            )
+        sys.argv[1:] = checked_arguments(arguments, schema)
+        hydra.main(version_base=None, config_path=str(CONFIGS), config_name=name)(job)()
+    except TesseraError as error:
+        codes.append(fail(error))
+    except SystemExit as leaving:
+        if leaving.code not in (0, None):
+            codes.append(EXIT_USER)
+    sys.exit(max(codes, default=EXIT_DONE))
+
+
+def under_torchrun() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def world_size() -> int | None:
+    """The number of ranks that were started, or None when this process may start them."""
+    if not under_torchrun():
+        return None
+    try:
+        return int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        raise RunError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} is not a number") from None

@@ -1,0 +1,108 @@
+"""Settings → model facts, cluster and plans."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from launch.entry import CONFIGS
+from launch.schema import PlanKeys
+from parallel.architecture.checkpoint import load_spec
+from parallel.architecture.spec import ModelSpec
+from parallel.conversion.default_model import default_config_path
+from parallel.errors import LayoutError
+from parallel.hardware.catalogue import load_cluster
+from parallel.layout.degrees import Degrees
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.plan import Plan
+from parallel.planner.search import Outcome, Planner, Wanted
+
+CLUSTERS = CONFIGS / "clusters"
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+
+
+def model_spec(settings: PlanKeys, directory: Path | None = None) -> ModelSpec:
+    """Facts of the model asked for; the default model's config lies in the project."""
+    if directory is not None:
+        spec = load_spec(directory, weights=True)
+    elif settings.model is None:
+        spec = load_spec(default_config_path())
+    else:
+        spec = load_spec(Path(settings.model))
+    return spec.renamed(DEFAULT_NAME) if settings.model is None else spec
+
+
+def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) -> Planner:
+    asked = world_size or _product(settings)
+    return Planner(
+        spec,
+        load_cluster(settings.cluster, CLUSTERS, ranks=asked),
+        choose_formats(
+            spec,
+            settings.precision.weights,
+            settings.precision.compute,
+            settings.precision.kv_cache,
+        ),
+        EngineLimits(**asdict(settings.engine)),
+        Workload(**asdict(settings.workload)),
+        Budget(settings.memory_gib, settings.memory_share),
+    )
+
+
+def _product(settings: PlanKeys) -> int | None:
+    degrees = [settings.tp, settings.pp, settings.dp]
+    if all(d is None for d in degrees):
+        return None
+    return Degrees(*(1 if d is None else d for d in degrees)).world_size
+
+
+def wanted(settings: PlanKeys, world_size: int | None) -> Wanted:
+    """Null degrees are the planner's. Without torchrun, a given tp or pp makes the axes left out 1;
+    under torchrun the product must be the number of ranks."""
+    tp, pp, dp = settings.tp, settings.pp, settings.dp
+    for axis, degree in (("tp", tp), ("pp", pp), ("dp", dp)):
+        if degree is not None and degree < 1:
+            raise LayoutError(f"{axis}={degree} is not a degree; give an integer of at least 1")
+    if world_size is None:
+        if tp is not None or pp is not None or dp is not None:
+            tp, pp, dp = tp or 1, pp or 1, dp or 1
+    else:
+        _check_world(tp, pp, dp, world_size)
+        if tp is not None or pp is not None:
+            tp, pp = _completed(tp, pp, dp, world_size)
+    stages = None if settings.stages is None else tuple(settings.stages)
+    return Wanted(tp, pp, dp, world_size, stages, settings.heads)
+
+
+def _completed(
+    tp: int | None, pp: int | None, dp: int | None, world: int
+) -> tuple[int | None, int | None]:
+    """`+tp=2` on 2 ranks needs no more words: an axis left out is 1 where that fills the ranks."""
+    if (tp or 1) * (pp or 1) * (dp or 1) == world:
+        return tp or 1, pp or 1
+    return tp, pp
+
+
+def _check_world(tp: int | None, pp: int | None, dp: int | None, world: int) -> None:
+    product = (tp or 1) * (pp or 1) * (dp or 1)
+    free = None in (tp, pp, dp)
+    if product == world or (free and product < world and world % product == 0):
+        return
+    given = " ".join(f"{a}={d}" for a, d in (("tp", tp), ("pp", pp), ("dp", dp)) if d is not None)
+    raise LayoutError(
+        f"{given} needs {product} ranks; torchrun started {world} "
+        f"(WORLD_SIZE={os.environ.get('WORLD_SIZE')}): start it with --nproc-per-node {product}, "
+        f"or choose degrees whose product is {world}"
+    )
+
+
+def search(settings: PlanKeys, spec: ModelSpec, world_size: int | None) -> Outcome:
+    planner = make_planner(settings, spec, world_size)
+    return planner.search(wanted(settings, world_size))
+
+
+def decide(settings: PlanKeys, spec: ModelSpec, world_size: int | None) -> Plan:
+    """The plan that the run will follow. Raises the reason when there is none."""
+    return search(settings, spec, world_size).best()

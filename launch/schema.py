@@ -1,0 +1,98 @@
+"""Every key that a launcher takes, with its type and default.
+
+A key left null is decided by the planner (degrees) or follows from the model and the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class PlanOutput(Enum):
+    table = "table"
+    json = "json"
+
+
+class Collectives(Enum):
+    auto = "auto"
+    gloo = "gloo"
+    shared_memory = "shared_memory"
+
+
+class DeviceKind(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class PrecisionKeys:
+    weights: str = "stored"
+    compute: str | None = None
+    kv_cache: str | None = None
+
+
+@dataclass
+class WorkloadKeys:
+    input_tokens: int = 512
+    output_tokens: int = 128
+    concurrency: int = 8
+
+
+@dataclass
+class EngineKeys:
+    step_tokens: int = 512
+    requests: int = 32
+    block_tokens: int = 16
+    context_tokens: int | None = None
+    batches: int | None = None
+
+
+@dataclass
+class PlanKeys:
+    """What a plan needs; every launcher takes these."""
+
+    model: str | None = None
+    cluster: str = "local"
+    tp: int | None = None
+    pp: int | None = None
+    dp: int | None = None
+    heads: str = "auto"
+    stages: list[int] | None = None
+    memory_gib: float | None = None
+    memory_share: float = 0.85
+    precision: PrecisionKeys = field(default_factory=PrecisionKeys)
+    workload: WorkloadKeys = field(default_factory=WorkloadKeys)
+    engine: EngineKeys = field(default_factory=EngineKeys)
+
+
+@dataclass
+class PlanCommand(PlanKeys):
+    output: PlanOutput = PlanOutput.table
+
+
+@dataclass
+class RunKeys(PlanKeys):
+    """What a run needs beside its plan."""
+
+    device: DeviceKind = DeviceKind.auto
+    threads: int | None = None
+    collectives: Collectives = Collectives.auto
+    collective_timeout_seconds: float = 120.0
+    report: str | None = None
+
+
+@dataclass
+class GenerateCommand(RunKeys):
+    input: str = "???"
+    output: str = "???"
+
+
+@dataclass
+class ServeCommand(RunKeys):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key_file: str | None = None
+    served_model_name: str | None = None
+    drain_seconds: float = 20.0

@@ -1,0 +1,172 @@
+"""The leader of a replica: takes requests, schedules steps, sends them to its ranks, returns tokens.
+
+The leader is the replica's rank with tp = pp = 0. It runs the scheduler, broadcasts each step over
+the control channel and executes it like every other rank; with a pipeline it goes on to the next
+batch while later stages work on this one, and learns the tokens from the last stage's message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from parallel.collectives.control import ControlChannel
+from parallel.errors import RequestError
+from parallel.planner.plan import Plan
+from parallel.requests.types import Request, Sampling, TokenEvent
+from parallel.requests.wire import Channel, event_to_wire
+from parallel.runtime.clock import StepClock
+from parallel.runtime.sequences import StepMessage
+from parallel.runtime.worker import StepResult, Worker
+from parallel.scheduling.blocks import BlockManager
+from parallel.scheduling.scheduler import Batch, Limits, Scheduler
+
+Report = dict[str, Any]
+
+
+class Engine:
+    """`collect_report` gathers the replica's report (all its ranks answer)."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        worker: Worker,
+        control: ControlChannel,
+        router: Channel,
+        clock: StepClock,
+        collect_report: Callable[[], Report],
+    ):
+        self.plan, self.worker, self.control, self.router = plan, worker, control, router
+        self.clock, self.collect_report = clock, collect_report
+        spec = plan.layout.spec
+        self.scheduler = Scheduler(
+            BlockManager(plan.blocks, plan.limits.block_tokens),
+            Limits(
+                step_tokens=plan.limits.step_tokens,
+                requests=min(plan.limits.requests, plan.limits.step_tokens),
+                context_tokens=plan.context_tokens,
+                batches=plan.batches,
+            ),
+            spec.eos_token_ids,
+        )
+        self._in_flight: deque[tuple[int, Batch]] = deque()
+        self._serial = 0
+        self._fresh: list[tuple[int, int]] = []
+        self._left: list[int] = []
+        self._results: dict[int, StepResult] = {}
+        self._stopped = False
+
+    def run(self) -> None:
+        """Until the router says stop (or goes away)."""
+        while not self._stopped:
+            self._take_messages()
+            if self._stopped:
+                break
+            self._fill_pipeline()
+            if self._in_flight:
+                self._finish_oldest()
+
+    def _take_messages(self) -> None:
+        idle = not self._in_flight and self.scheduler.idle
+        while self.router.poll(None if idle else 0.0):
+            self._take(self.router.receive())
+            idle = False
+            if self._stopped:
+                return
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "submit":
+            self._submit(message)
+        elif kind == "cancel":
+            event = self.scheduler.cancel(message["id"])
+            if event is not None:
+                self._leave(message["id"])
+                self._send([event])
+        elif kind == "report":
+            self._settle()
+            self.router.send({"type": "report", "body": self.collect_report()})
+        elif kind == "ping":
+            self._settle()
+            self.router.send({"type": "pong", "ranks": self._ping()})
+        elif kind == "stop":
+            self._settle()
+            self._stopped = True
+
+    def _submit(self, message: dict[str, Any]) -> None:
+        try:
+            request = Request(
+                message["id"], tuple(message["prompt"]), Sampling.from_wire(message["sampling"])
+            )
+            self.scheduler.add(request)
+        except RequestError as error:
+            self._send(
+                [TokenEvent(message["id"], -1, finish_reason="error", message=str(error))]
+            )
+
+    def _settle(self) -> None:
+        """Lets every batch in flight end, so that the control channel carries one thing at once."""
+        while self._in_flight:
+            self._finish_oldest()
+
+    def _ping(self) -> list[int]:
+        self.control.broadcast({"op": "ping"})
+        return sorted([self.worker.rank, *(r["rank"] for r in self.control.gather())])
+
+    def _fill_pipeline(self) -> None:
+        while len(self._in_flight) < self.plan.batches:
+            batch = self.scheduler.schedule()
+            if batch is None:
+                return
+            message = StepMessage.of(self._serial, batch, self._fresh, self._left)
+            self._fresh, self._left = [], []
+            self.clock.start(self._serial, batch.phase, batch.tokens)
+            self.control.broadcast(message.to_wire())
+            result = self.worker.run(message)
+            if self.worker.stage.head:
+                self._results[self._serial] = result
+            self._in_flight.append((self._serial, batch))
+            self._serial += 1
+
+    def _finish_oldest(self) -> None:
+        serial, batch = self._in_flight.popleft()
+        while serial not in self._results:
+            result = StepResult.from_wire(self.control.receive_reply())
+            self._results[result.serial] = result
+        choices = self._results.pop(serial).choices
+        self.clock.stop(serial)
+        reasons = self.scheduler.complete(batch, {i: c.token for i, c in choices.items()})
+        events = []
+        for request_id, reason in reasons.items():
+            choice = choices.get(request_id)
+            if choice is None or reason == "cancelled":
+                events.append(TokenEvent(request_id, -1, finish_reason=reason))
+            else:
+                events.append(
+                    TokenEvent(request_id, choice.token, choice.logprob, choice.top, reason)
+                )
+            if reason is None and choice is not None:
+                self._fresh.append((request_id, choice.token))
+            else:
+                self._leave(request_id)
+        self._send(events)
+
+    def _leave(self, request_id: int) -> None:
+        if request_id in self.worker.sequences.states:
+            self._left.append(request_id)
+
+    def _send(self, events: list[TokenEvent]) -> None:
+        scheduler = self.scheduler
+        self.router.send(
+            {
+                "type": "tokens",
+                "events": [event_to_wire(e) for e in events],
+                "status": {
+                    "running": len(scheduler.running),
+                    "waiting": len(scheduler.waiting),
+                    "kv_used_tokens": scheduler.used_tokens,
+                    "kv_total_tokens": self.plan.kv_cache_tokens,
+                },
+            }
+        )

@@ -1,0 +1,84 @@
+"""Turns a step's chunks into the flattened tensors of the model, in preallocated buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from parallel.devices.base import Device
+from parallel.kernels.step import StepInput
+from parallel.runtime.sequences import Chunk, Sequences
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The largest step: `tokens`, `sequences`, cache blocks per sequence."""
+
+    tokens: int
+    sequences: int
+    blocks: int
+    block_tokens: int
+
+
+class _Buffer:
+    """A host tensor and its place on the device; only the part in use is copied."""
+
+    def __init__(self, device: Device, *shape: int):
+        self.device = device
+        self.host = device.host_buffer(shape, torch.int64)
+        self.there = device.zeros(shape, torch.int64)
+
+    def put(self, values: Sequence[int]) -> torch.Tensor:
+        count = len(values)
+        self.host[:count] = torch.tensor(values, dtype=torch.int64)
+        return self.device.upload(self.host[:count], self.there[:count])
+
+    def put_rows(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+        padded = [[*row[:width], *([0] * (width - len(row)))] for row in rows]
+        count = len(rows)
+        self.host[:count, :width] = torch.tensor(padded, dtype=torch.int64).view(count, width)
+        return self.device.upload(self.host[:count, :width], self.there[:count, :width])
+
+
+class InputBuffers:
+    """One set of buffers; a pipeline keeps one per batch in flight."""
+
+    def __init__(self, sizes: Sizes, device: Device):
+        self.sizes = sizes
+        self._ids = _Buffer(device, sizes.tokens)
+        self._positions = _Buffer(device, sizes.tokens)
+        self._slots = _Buffer(device, sizes.tokens)
+        self._lengths = _Buffer(device, sizes.sequences)
+        self._rows = _Buffer(device, sizes.sequences)
+        self._tables = _Buffer(device, sizes.sequences, sizes.blocks)
+
+    def build(self, chunks: Sequence[Chunk], sequences: Sequences) -> StepInput:
+        size = self.sizes.block_tokens
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts, contexts, tables, rows = [0], [], [], []
+        for c in chunks:
+            state, end = sequences[c.id], c.start + c.count
+            ids += state.tokens[c.start : end]
+            positions += range(c.start, end)
+            blocks = state.blocks
+            slots += [blocks[p // size] * size + p % size for p in range(c.start, end)]
+            starts.append(len(ids))
+            contexts.append(end)
+            tables.append(blocks[: -(-end // size)])
+            if c.samples:
+                rows.append(len(ids) - 1)
+        return StepInput(
+            token_ids=self._ids.put(ids),
+            positions=self._positions.put(positions),
+            slots=self._slots.put(slots),
+            block_tables=self._tables.put_rows(tables, max(len(t) for t in tables)),
+            context_lengths=self._lengths.put(contexts),
+            logit_rows=self._rows.put(rows),
+            query_starts=tuple(starts),
+            context_tokens=tuple(contexts),
+            decodes=sum(1 for c in chunks if c.count == 1),
+        )

@@ -1,0 +1,104 @@
+"""One rank at work: its part of the model, its cache, and the steps that it is told to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from parallel.collectives.mesh import Mesh
+from parallel.devices.base import Device
+from parallel.instrument.ledger import Ledger
+from parallel.kernels.cache import KVCache
+from parallel.kernels.sampling import Choice, sample
+from parallel.models.transformer import Transformer
+from parallel.planner.plan import Plan
+from parallel.runtime.inputs import InputBuffers, Sizes
+from parallel.runtime.sequences import Sequences, StepMessage
+from parallel.sharding.builder import LayerBuilder
+from parallel.sharding.loader import ShardReader
+from parallel.sharding.weights import Weights
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the last stage sampled, by request id; empty elsewhere."""
+
+    serial: int
+    choices: dict[int, Choice]
+
+    def to_wire(self) -> dict[str, Any]:
+        rows = [(i, c.token, c.logprob, c.top) for i, c in self.choices.items()]
+        return {"op": "result", "serial": self.serial, "choices": rows}
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> StepResult:
+        rows = body["choices"]
+        return cls(
+            body["serial"],
+            {i: Choice(t, lp, tuple((a, b) for a, b in top)) for i, t, lp, top in rows},
+        )
+
+
+class Worker:
+    """Allocates what the plan says; `load` fills the weights, `run` executes a step."""
+
+    def __init__(self, plan: Plan, rank: int, mesh: Mesh, device: Device, ledger: Ledger):
+        self.plan, self.rank, self.mesh = plan, rank, mesh
+        self.device, self.ledger = device, ledger
+        layout = plan.layout
+        self.stage = layout.stage(rank)
+        self.compute = getattr(torch, plan.formats.compute.torch)
+        self.weights = Weights(layout, rank, getattr(torch, plan.formats.weights.torch), device)
+        self.model = Transformer(LayerBuilder(self.weights, mesh.tp))
+        cache_dtype = getattr(torch, plan.formats.kv_cache.torch)
+        limits = plan.limits
+        self.cache = KVCache.allocate(
+            layout, rank, plan.blocks, limits.block_tokens, cache_dtype, device
+        )
+        sizes = Sizes(
+            tokens=limits.step_tokens,
+            sequences=min(limits.requests, limits.step_tokens),
+            blocks=-(-plan.context_tokens // limits.block_tokens),
+            block_tokens=limits.block_tokens,
+        )
+        self._buffers = [InputBuffers(sizes, device) for _ in range(plan.batches)]
+        self.sequences = Sequences()
+        self.samples = self.stage.head and mesh.coordinates.tp == 0
+        self.bytes_read = 0
+
+    def load(self, advance: Callable[[int], None]) -> None:
+        """Reads this rank's slices; `advance` is told the bytes of each tensor as it is read."""
+        reader = ShardReader()
+        reader.fill(self.weights.targets, advance)
+        self.bytes_read = reader.bytes_read
+
+    @torch.inference_mode()
+    def run(self, message: StepMessage) -> StepResult:
+        """One step through this rank's stage; results come out on the rank that samples."""
+        self.sequences.apply(message)
+        self.ledger.phase = message.phase
+        step = self._buffers[message.serial % len(self._buffers)].build(
+            message.chunks, self.sequences
+        )
+        hidden = self.model(step, self.cache, self._receive(step.tokens))
+        choices: dict[int, Choice] = {}
+        if not self.stage.head:
+            self.mesh.pp.send(hidden, self.mesh.pp.index + 1, "stage")
+        elif step.logit_rows.numel():
+            logits = self.model.logits(hidden, step)
+            if self.samples:
+                sampled = [c.id for c in message.chunks if c.samples]
+                rows = [self.sequences[i].row for i in sampled]
+                choices = dict(zip(sampled, sample(logits, rows), strict=True))
+        return StepResult(message.serial, choices)
+
+    def _receive(self, tokens: int) -> torch.Tensor | None:
+        if self.stage.embedding:
+            return None
+        shape = (tokens, self.plan.layout.spec.hidden)
+        hidden = self.device.empty(shape, self.compute)
+        self.mesh.pp.recv(hidden, self.mesh.pp.index - 1, "stage")
+        return hidden
