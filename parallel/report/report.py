@@ -1,0 +1,202 @@
+"""The plan beside what was counted: the report's JSON form and what it says in a few lines.
+
+A rank's measurements come as `{"rank", "measured_bytes": {cause: bytes or None}, "bytes_read",
+"peak_rss_bytes"}`, a collective as `{"rank", "axis", "op", "phase", "layer", "backend", "calls",
+"bytes", "seconds", "wait_seconds"}` where `seconds` is the whole time in it and `wait_seconds`
+the part spent on late peers. A phase's entry in `steps` holds `predicted_seconds` and
+`measured_seconds`, summed over the run, and `steps`, how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from parallel.units import format_bytes, format_seconds
+
+Json = Mapping[str, Any]
+
+CAUSES = (
+    "weights",
+    "kv_cache",
+    "activations",
+    "communication",
+    "runtime",
+    "peak_tensors",
+    "total",
+)
+"""Causes of memory; the last two are sums of those before them."""
+EXACT = ("weights", "kv_cache")
+PHASES = ("prefill", "decode")
+_GROUP = ("axis", "op", "layer", "phase", "backend")
+
+
+def build_report(
+    plan: Json,
+    ranks: Iterable[Json],
+    collectives: Iterable[Json],
+    steps: Mapping[str, Json],
+    one_rank_bytes: Json | None = None,
+) -> dict[str, Any]:
+    """The report of one run. A rank that didn't answer has `measured: None` throughout.
+
+    `one_rank_bytes` is what a single rank would hold of `weights` and `kv_cache`; without it
+    the ranks of one replica are summed, where what they hold twice counts twice."""
+    measured = {entry["rank"]: entry for entry in ranks}
+    entries = [dict(entry) for entry in collectives]
+    return {
+        "plan": dict(plan),
+        "ranks": [_rank(planned, measured.get(planned["rank"], {})) for planned in plan["ranks"]],
+        "collectives": entries,
+        "steps": {phase: dict(steps[phase]) for phase in PHASES if phase in steps},
+        "saved": _saved(plan, one_rank_bytes),
+        "communication": {
+            phase: _phase_cost(entries, phase, steps[phase]) for phase in PHASES if phase in steps
+        },
+    }
+
+
+def _rank(planned: Json, found: Json) -> dict[str, Any]:
+    predicted, measured = planned["memory_bytes"], found.get("measured_bytes", {})
+    return {
+        "rank": planned["rank"],
+        "memory_bytes": {
+            cause: {"predicted": predicted[cause], "measured": measured.get(cause)}
+            for cause in CAUSES
+            if cause in predicted
+        },
+        "bytes_read": found.get("bytes_read"),
+        "peak_rss_bytes": found.get("peak_rss_bytes"),
+    }
+
+
+def _saved(plan: Json, one_rank_bytes: Json | None) -> dict[str, Any]:
+    """Weights and cache that each rank is spared, against one rank that holds them all."""
+    replica = [rank for rank in plan["ranks"] if rank["coordinates"]["dp"] == 0]
+    if one_rank_bytes is None:
+        whole = sum(rank["memory_bytes"][cause] for rank in replica for cause in EXACT)
+    else:
+        whole = sum(one_rank_bytes[cause] for cause in EXACT)
+    held = [(r["rank"], sum(r["memory_bytes"][cause] for cause in EXACT)) for r in plan["ranks"]]
+    return {
+        "one_rank_bytes": whole,
+        "basis": "sum of the ranks" if one_rank_bytes is None else "plan of one rank",
+        "ranks": [{"rank": rank, "bytes": whole - bytes_} for rank, bytes_ in held],
+    }
+
+
+def sum_collectives(collectives: Iterable[Json]) -> list[dict[str, Any]]:
+    """One row for each axis, op, layer, phase and backend, over all ranks.
+
+    Ranks take part in a collective together: `calls`, `bytes`, `seconds` and `wait_seconds` are
+    those of the rank that has most, `all_ranks_bytes` is the sum. Most time first."""
+    groups: dict[tuple[str, ...], list[Json]] = {}
+    for entry in collectives:
+        groups.setdefault(tuple(str(entry[key]) for key in _GROUP), []).append(entry)
+    rows = [
+        {
+            **dict(zip(_GROUP, group, strict=True)),
+            "ranks": len({entry["rank"] for entry in entries}),
+            "calls": _most(entries, "calls"),
+            "bytes": _most(entries, "bytes"),
+            "all_ranks_bytes": sum(entry["bytes"] for entry in entries),
+            "seconds": _most(entries, "seconds"),
+            "wait_seconds": _most(entries, "wait_seconds"),
+        }
+        for group, entries in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["seconds"], -row["bytes"]))
+
+
+def _most(entries: Iterable[Json], key: str) -> Any:
+    """The largest sum over one rank's entries; a figure that wasn't taken counts as 0."""
+    sums: dict[int, Any] = {}
+    for entry in entries:
+        sums[entry["rank"]] = sums.get(entry["rank"], 0) + (entry.get(key) or 0)
+    return max(sums.values(), default=0)
+
+
+def _phase_cost(collectives: Sequence[Json], phase: str, step: Json) -> dict[str, Any]:
+    """What communication cost per step of a phase, on the rank that spent most on it."""
+    entries = [entry for entry in collectives if entry["phase"] == phase]
+    seconds, sent = _most(entries, "seconds"), _most(entries, "bytes")
+    count, measured = step.get("steps"), step.get("measured_seconds")
+    return {
+        "bytes_per_step": sent / count if count else None,
+        "seconds_per_step": seconds / count if count else None,
+        "share": seconds / measured if measured else None,
+    }
+
+
+def relative_error(predicted: float | None, measured: float | None) -> float | None:
+    """(predicted - measured) / measured; None where either is unknown or nothing was there."""
+    if predicted is None or not measured:
+        return None
+    return (predicted - measured) / measured
+
+
+def summary_lines(report: Json) -> list[str]:
+    """What the run proved, saved and cost: for the end of a log."""
+    plan = report["plan"]
+    lines = [
+        _memory_line(report),
+        _saved_line(f"tp={plan['tp']} pp={plan['pp']} dp={plan['dp']}", report["saved"]),
+    ]
+    for phase, step in report["steps"].items():
+        predicted, measured = step.get("predicted_seconds"), step.get("measured_seconds")
+        if not measured:
+            lines.append(f"{phase}: no step was run")
+            continue
+        line = f"{phase}: {format_seconds(measured)} in all"
+        error = relative_error(predicted, measured)
+        if error is not None:
+            line += f", predicted {format_seconds(predicted)} ({error:+.0%})"
+        lines.append(line + _cost(report["communication"][phase], phase))
+    return lines
+
+
+def _memory_line(report: Json) -> str:
+    wrong, unknown = [], []
+    for rank in report["ranks"]:
+        for cause in EXACT:
+            figures = rank["memory_bytes"][cause]
+            if figures["measured"] is None:
+                unknown.append(rank["rank"])
+            elif figures["measured"] != figures["predicted"]:
+                difference = figures["measured"] - figures["predicted"]
+                wrong.append(f"rank {rank['rank']} {cause} {_signed(difference)}")
+    if wrong:
+        return f"memory differs from the plan: {', '.join(wrong)}"
+    if unknown:
+        ranks = ", ".join(str(rank) for rank in sorted(set(unknown)))
+        return f"memory was not measured on rank {ranks}"
+    return "weights and KV cache: as planned on every rank, to the byte"
+
+
+def _saved_line(layout: str, saved: Json) -> str:
+    whole = saved["one_rank_bytes"]
+    if not whole:
+        return f"{layout}: nothing to share"
+    least = min(saved["ranks"], key=lambda rank: rank["bytes"])
+    most = max(saved["ranks"], key=lambda rank: rank["bytes"])
+    text = f"{format_bytes(least['bytes'])} ({least['bytes'] / whole:.0%})"
+    if most["bytes"] != least["bytes"]:
+        text += f" to {format_bytes(most['bytes'])} ({most['bytes'] / whole:.0%})"
+    return f"{layout}: saves each rank {text} of the {format_bytes(whole)} that one rank would hold"
+
+
+def _cost(cost: Json, phase: str) -> str:
+    if cost["share"] is None:
+        return ""
+    text = f"; communication {cost['share']:.1%}"
+    if cost["seconds_per_step"] is not None:
+        per = "token" if phase == "decode" else "step"
+        text += (
+            f", {format_seconds(cost['seconds_per_step'])} and "
+            f"{format_bytes(cost['bytes_per_step'])} per {per}"
+        )
+    return text
+
+
+def _signed(count: int) -> str:
+    return ("+" if count >= 0 else "-") + format_bytes(abs(count))
