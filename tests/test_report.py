@@ -9,6 +9,7 @@ from subprocess import run
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from parallel.report.render import COLUMNS, make_console, ranges
 from parallel.report.report import (
@@ -18,7 +19,7 @@ from parallel.report.report import (
     sum_collectives,
     summary_lines,
 )
-from parallel.report.tables import plan_table, report_table
+from parallel.report.tables import plan_tables, report_tables
 from parallel.units import GIB, MIB
 
 Json = dict[str, Any]
@@ -150,7 +151,7 @@ def test_a_rank_that_did_not_answer_is_unmeasured() -> None:
     assert silent["bytes_read"] is None
     assert {figures["measured"] for figures in silent["memory_bytes"].values()} == {None}
     assert summary_lines(report)[0] == "memory was not measured on rank 0"
-    assert "not measured" in printed(report_table, report)
+    assert "not measured" in printed(report_tables, report)
 
 
 def test_saved_against_one_rank() -> None:
@@ -186,7 +187,7 @@ def test_communication_of_a_phase_without_steps() -> None:
     report = build_report(plan(), [found(0), found(1)], [], steps)
     assert set(report["communication"]["decode"].values()) == {None}
     assert summary_lines(report)[-1] == "decode: no step was run"
-    printed(report_table, report)
+    printed(report_tables, report)
 
 
 def test_collectives_are_summed_over_ranks() -> None:
@@ -242,7 +243,7 @@ def test_plan_table() -> None:
     rejected = [
         {"tp": 7, "pp": 1, "dp": 1, "reason": "no [bold] reason " * 12, "suggestion": "use tp=4"}
     ]
-    text = printed(plan_table, {"plans": [plan(2), plan(1)], "rejected": rejected})
+    text = printed(plan_tables, {"plans": [plan(2), plan(1)], "rejected": rejected})
     assert "Layouts that fit: 2" in text
     assert "Plan: tp=2 pp=1 dp=1, toy on local" in text
     for word in ("600.00 MiB", "300.00 MiB", "3.00 MiB", "20.0%", "50%", "12345.6", "0-1"):
@@ -255,7 +256,7 @@ def test_plan_of_stages_and_mixed_devices() -> None:
     mixed = plan(2, 2)
     for rank in mixed["ranks"][2:]:
         rank["device"] = "l40s"
-    text = printed(plan_table, {"plans": [mixed]})
+    text = printed(plan_tables, {"plans": [mixed]})
     assert "ranks 0-1: layers 0-3, embedding" in text
     assert "ranks 2-3: layers 4-7, head" in text
     assert "l40s" in text
@@ -264,16 +265,42 @@ def test_plan_of_stages_and_mixed_devices() -> None:
 
 
 def test_no_legal_plan() -> None:
-    rejected = [{"tp": 2, "pp": 1, "dp": 1, "reason": "too large", "suggestion": ""}] * 20
-    text = printed(plan_table, {"plans": [], "rejected": rejected})
+    rejected = [
+        {"tp": tp, "pp": 1, "dp": 1, "reason": f"{tp} is too large", "suggestion": ""}
+        for tp in range(20)
+    ]
+    text = printed(plan_tables, {"plans": [], "rejected": rejected})
     assert "No legal plan" in text
     assert "Rejected: 20" in text
+    assert "11 is too large" in text
     assert "and 8 more rejected layouts" in text
+
+
+def test_refusals_that_differ_in_dp_alone_share_a_row() -> None:
+    rejected = [
+        {
+            "tp": 2,
+            "pp": 1,
+            "dp": dp,
+            "reason": f"toy doesn't fit with tp=2 pp=1 dp={dp}: {'short' if dp < 4 else 'long'}",
+            "suggestion": "use tp=4",
+        }
+        for dp in range(1, 6)
+    ]
+    text = printed(plan_tables, {"plans": [], "rejected": rejected})
+    assert "tp=2 pp=1 dp=1-3" in text and "tp=2 pp=1 dp=4-5" in text
+    assert text.count("toy doesn't fit: ") == 2
+
+
+def test_a_plain_console_shows_all_in_a_pipe() -> None:
+    file = StringIO()
+    plan_tables({"plans": [plan(), plan()], "rejected": []}, Console(file=file, width=40))
+    assert file.getvalue() == printed(plan_tables, {"plans": [plan(), plan()], "rejected": []})
 
 
 def test_prices_may_be_unknown() -> None:
     free = {**plan(), "dollars_per_million_tokens": None}
-    text = printed(plan_table, {"plans": [free, free], "rejected": []})
+    text = printed(plan_tables, {"plans": [free, free], "rejected": []})
     assert "per million" not in text
 
 
@@ -282,7 +309,7 @@ def test_report_table() -> None:
     entries = [collective(rank, phase) for rank in (0, 1) for phase in ("prefill", "decode")]
     entries.append(collective(0, "load", axis="pp", op="send", seconds=0.25))
     report = build_report(plan(), measured, entries, STEPS)
-    text = printed(report_table, report)
+    text = printed(report_tables, report)
     for word in ("-200.00 MiB", "+25.0%", "exact", "601.00 MiB", "2.00 GiB", "deepspeed_shm"):
         assert word in text
     for phase in ("prefill", "decode", "load"):
@@ -293,7 +320,7 @@ def test_report_table() -> None:
 
 def test_report_table_of_many_ranks() -> None:
     report = build_report(plan(16), [found(rank) for rank in range(16)], [], STEPS)
-    assert "and 8 more ranks" in printed(report_table, report)
+    assert "and 8 more ranks" in printed(report_tables, report)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import StringIO
 from typing import TextIO
 
 from rich import box
@@ -14,11 +15,8 @@ COLUMNS = 100
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """A console for the tables: plain and 100 columns wide where it isn't a terminal."""
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = COLUMNS
-    return console
+    """A console that prints words as they are: no markup, no colours of its own."""
+    return Console(file=file, highlight=False, markup=False, emoji=False)
 
 
 def make_table(headers: str, left: int, fold: int = 0, gap: int = 2) -> Table:
@@ -41,6 +39,16 @@ def make_table(headers: str, left: int, fold: int = 0, gap: int = 2) -> Table:
     return table
 
 
+def write_table(console: Console, table: Table) -> None:
+    """Whole, whatever width a file or pipe is taken to have."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    page = StringIO()
+    Console(file=page, width=COLUMNS, color_system=None).print(table)
+    console.print(Text(page.getvalue()), soft_wrap=True, end="")
+
+
 def write_line(console: Console, text: str) -> None:
     """One line, however long: a log is searched by lines."""
     console.print(Text(text), soft_wrap=True)
@@ -48,7 +56,7 @@ def write_line(console: Console, text: str) -> None:
 
 def write_heading(console: Console, text: str) -> None:
     console.print()
-    console.print(Text(text, style="bold"))
+    console.print(Text(text, style="bold"), soft_wrap=True)
 
 
 def write_more(console: Console, count: int, what: str) -> None:

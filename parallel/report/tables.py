@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from parallel.report.render import make_table, ranges, write_heading, write_line, write_more
+from parallel.report.render import (
+    make_table,
+    ranges,
+    write_heading,
+    write_line,
+    write_more,
+    write_table,
+)
 from parallel.report.report import (
     CAUSES,
     PHASES,
@@ -36,7 +43,7 @@ _TITLES = {
 }
 
 
-def plan_table(plans: Json, console: Console) -> None:
+def plan_tables(plans: Json, console: Console) -> None:
     """Prints `{"plans": [...], "rejected": [...]}`: layouts, the first one whole, refusals."""
     found, rejected = plans["plans"], plans.get("rejected", [])
     if len(found) > 1:
@@ -52,7 +59,7 @@ def plan_table(plans: Json, console: Console) -> None:
         _rejected(rejected, console)
 
 
-def report_table(report: Json, console: Console) -> None:
+def report_tables(report: Json, console: Console) -> None:
     """Prints a report: memory by rank and cause, steps, collectives, and what it comes to."""
     write_heading(console, f"Report: {_layout(report['plan'])}, predicted against measured")
     _report_memory(report["ranks"], console)
@@ -85,7 +92,7 @@ def _layouts(plans: Sequence[Json], console: Console) -> None:
             "yes" if plan["pareto"] else "",
         )
     write_heading(console, f"Layouts that fit: {len(plans)}, best first")
-    console.print(table)
+    write_table(console, table)
     write_more(console, len(plans) - _PLANS_SHOWN, "layouts")
 
 
@@ -106,7 +113,7 @@ def _plan_memory(plan: Json, console: Console) -> None:
     )
     for (device, *figures_), ranks in groups.items():
         table.add_row(ranges(ranks), *[device] * mixed, *figures_)
-    console.print(table)
+    write_table(console, table)
     if mixed:
         write_line(console, _LEGEND)
     for stage in plan["stages"] if len(plan["stages"]) > 1 else ():
@@ -129,7 +136,7 @@ def _plan_phases(plan: Json, console: Console) -> None:
             format_bytes(step["communication_bytes"]),
             f"{step['bubble']:.0%}",
         )
-    console.print(table)
+    write_table(console, table)
     price = plan["dollars_per_million_tokens"]
     write_line(
         console,
@@ -141,12 +148,19 @@ def _plan_phases(plan: Json, console: Console) -> None:
 
 
 def _rejected(rejected: Sequence[Json], console: Console) -> None:
+    """Layouts refused for the same reason and differing in dp alone share a row."""
+    groups: dict[tuple[int, int, str, str], list[int]] = {}
+    for entry in rejected:
+        reason = entry["reason"].replace(f" with {_layout(entry)}", "")
+        key = (entry["tp"], entry["pp"], reason, entry["suggestion"])
+        groups.setdefault(key, []).append(entry["dp"])
     table = make_table("layout|why not|what would do", left=3, fold=2)
-    for entry in rejected[:_REJECTED_SHOWN]:
-        table.add_row(_layout(entry), Text(entry["reason"]), Text(entry["suggestion"] or "-"))
+    shown = list(groups.items())[:_REJECTED_SHOWN]
+    for (tp, pp, reason, suggestion), dps in shown:
+        table.add_row(f"tp={tp} pp={pp} dp={ranges(dps)}", Text(reason), Text(suggestion or "-"))
     write_heading(console, f"Rejected: {len(rejected)}")
-    console.print(table)
-    write_more(console, len(rejected) - _REJECTED_SHOWN, "rejected layouts")
+    write_table(console, table)
+    write_more(console, len(rejected) - sum(len(dps) for _, dps in shown), "rejected layouts")
 
 
 # ----------------------------------------------------------------------------------- report
@@ -169,7 +183,7 @@ def _report_memory(ranks: Sequence[Json], console: Console) -> None:
             if rank[key] is not None:
                 table.add_row("", title, "", format_bytes(rank[key]), "", "")
         table.add_section()
-    console.print(table)
+    write_table(console, table)
     write_more(console, len(ranks) - _RANKS_SHOWN, "ranks")
     console.print()
 
@@ -204,7 +218,7 @@ def _report_steps(report: Json, console: Console) -> None:
             "-" if cost["share"] is None else f"{cost['share']:.1%}",
             "-" if cost["bytes_per_step"] is None else format_bytes(cost["bytes_per_step"]),
         )
-    console.print(table)
+    write_table(console, table)
 
 
 def _report_collectives(report: Json, console: Console) -> None:
@@ -225,7 +239,7 @@ def _report_collectives(report: Json, console: Console) -> None:
                 _share(row["seconds"], seconds),
             )
         write_heading(console, f"Collectives in {phase}, of the rank that has most of each")
-        console.print(table)
+        write_table(console, table)
         write_more(console, len(here) - _COLLECTIVES_SHOWN, "collectives")
     console.print()
 
