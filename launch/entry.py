@@ -100,8 +100,10 @@ def run_command(
     """Runs `task` with the settings of `configs/<name>.yaml` and the command line, and exits:
     0 done, 1 a run that failed, 2 a user's error (Hydra's own included)."""
     codes: list[int] = []
+    started: list[bool] = []
 
     def job(config: DictConfig) -> None:
+        started.append(True)
         try:
             codes.append(task(to_settings(config, schema)) or EXIT_DONE)
         except TesseraError as error:
@@ -120,7 +122,7 @@ def run_command(
         codes.append(fail(error))
     except SystemExit as leaving:
         if leaving.code not in (0, None):
-            codes.append(EXIT_USER)
+            codes.append(EXIT_FAILED if started else EXIT_USER)
     sys.exit(max(codes, default=EXIT_DONE))
 
 

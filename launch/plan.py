@@ -21,11 +21,10 @@ def main(settings: PlanCommand) -> int:
     if settings.output is PlanOutput.json:
         print(json.dumps(body, indent=2))
     else:
-        from rich.console import Console
-
+        from parallel.report.render import make_console
         from parallel.report.tables import plan_tables
 
-        plan_tables(body, Console())
+        plan_tables(body, make_console())
     if outcome.plans:
         return EXIT_DONE
     try:

@@ -19,7 +19,7 @@ from parallel.hardware.probe import SHARED_MEMORY, probe_local
 from parallel.hardware.ring import OPERATIONS, ring_seconds
 from parallel.units import GIB
 
-CLUSTERS = Path(__file__).parents[1] / "configs" / "cluster"
+CLUSTERS = Path(__file__).parents[1] / "configs" / "clusters"
 COUNTS = {
     "2x8xa100": 16,
     "4xh100+4xl40s": 8,

@@ -1,0 +1,40 @@
+"""Local ranks without torchrun: torch elastic starts them, with a rendezvous on a free port."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
+
+
+def start_local_ranks(script: Path, count: int) -> int:
+    """Runs `script` with this process's arguments as `count` ranks. Returns the exit code: 0 when
+    all ended well or were told to stop by a signal, 2 if a rank found a user's error, else 1."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"tessera-{os.getpid()}",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:])
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return EXIT_USER if EXIT_USER in codes else EXIT_FAILED
+    except SignalException:
+        return EXIT_DONE
+    return EXIT_DONE
