@@ -10,6 +10,11 @@ from parallel.architecture.spec import Rotary, RotaryScaling
 from parallel.errors import CheckpointError
 
 _KNOWN = ("default", "linear", "llama3", "yarn")
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
 
 
 def read_rotary(config: Mapping[str, Any], head_dim: int, context: int) -> Rotary:
@@ -31,12 +36,10 @@ def read_rotary(config: Mapping[str, Any], head_dim: int, context: int) -> Rotar
 
 def _scaling(kind: str, facts: Mapping[str, Any], context: int) -> RotaryScaling:
     original = int(facts.get("original_max_position_embeddings") or context)
-    factor = facts.get("factor")
-    if factor is None:
-        if kind != "yarn":
-            raise CheckpointError(f"config.json: rope type '{kind}' needs a 'factor'")
-        factor = context / original
-    factor = float(factor)
+    for key in _NEEDED[kind]:
+        if facts.get(key) is None:
+            raise CheckpointError(f"config.json: rope type '{kind}' needs a '{key}'")
+    factor = float(facts.get("factor") or context / original)
     if kind == "linear":
         return RotaryScaling(kind, factor)
     if kind == "llama3":

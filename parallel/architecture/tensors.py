@@ -52,9 +52,11 @@ def read_tensors(directory: Path) -> Mapping[str, StoredTensor]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index ({error}); copy it again") from None
+        weight_map = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{index} is not a safetensors index (JSON with a 'weight_map'); copy it again"
+        ) from None
     names = {str(k): str(v) for k, v in weight_map.items()}
     missing = sorted({v for v in names.values() if not (index.parent / v).exists()})
     if missing:
@@ -74,8 +76,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if not 2 <= length <= _MAX_HEADER_BYTES:
             raise CheckpointError(f"{path} is not a safetensors file (no header); copy it again")
         try:
-            header = json.loads(file.read(length))
-        except ValueError:
+            header = dict(json.loads(file.read(length)))
+        except (ValueError, TypeError):
             raise CheckpointError(
                 f"{path} is damaged: its header is cut short or not JSON; copy it again"
             ) from None
@@ -93,6 +95,8 @@ def _entry(path: Path, name: str, entry: dict[str, object], data: int, size: int
         shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
         begin, end = (int(n) for n in entry["data_offsets"])  # type: ignore[attr-defined]
         dtype = str(entry["dtype"])
+        if min(begin, *shape, 0) < 0:
+            raise ValueError("below zero")
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the header's entry of '{name}' is damaged") from None
     if data + end > size:

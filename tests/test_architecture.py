@@ -1,0 +1,418 @@
+"""Config and tensor headers → spec: every fact against transformers, every damage named."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from specs import Config, small_config, small_spec
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from parallel.architecture.checkpoint import build_spec, load_spec, read_config
+from parallel.architecture.families import FAMILIES
+from parallel.architecture.rotary import inverse_frequencies, read_rotary
+from parallel.architecture.spec import ModelSpec, Role
+from parallel.architecture.tensors import INDEX, SINGLE, read_header, read_tensors
+from parallel.errors import CheckpointError
+from parallel.precision import precision
+
+SMALL = {
+    "vocab_size": 53,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+MODELS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SMALL),
+    "llama-biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "llama-tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SMALL, head_dim=12, sliding_window=9),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen2-tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16),
+    "gpt2": GPT2Config(vocab_size=53, n_positions=64, n_embd=40, n_layer=2, n_head=5),
+    "gpt2-untied": GPT2Config(
+        vocab_size=53, n_positions=64, n_embd=40, n_layer=2, n_head=5, tie_word_embeddings=False
+    ),
+}
+
+
+def stored_tensors(spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Random values for each stored tensor of the spec."""
+    shapes = {p.source.name: p.source.shape for p in spec.parameters}
+    return {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+
+
+def write_model(folder: Path, config: Config, dtype: torch.dtype = torch.float32) -> Path:
+    """A checkpoint directory in one file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(stored_tensors(build_spec(config, None, "any"), dtype), folder / SINGLE)
+    return folder
+
+
+def write_header(path: Path, header: Any, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+# ---------------------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_transformers(name: str) -> None:
+    config = MODELS[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    spec = build_spec(config.to_dict(), None, name)
+    assert spec.elements == sum(p.numel() for p in model.parameters())
+    assert {p.source.name: p.source.shape for p in spec.parameters} == {
+        n: tuple(p.shape) for n, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    ("hidden", "width", "layers", "heads", "elements"),
+    [(8192, 28672, 80, 64, 70_553_706_496), (16384, 53248, 126, 128, 405_853_388_800)],
+    ids=["70B", "405B"],
+)
+def test_published_counts_of_llama_3_1(
+    hidden: int, width: int, layers: int, heads: int, elements: int
+) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    spec = build_spec(config, None, "Llama-3.1")
+    assert spec.elements == elements
+    assert spec.stored_precision == precision("bf16")
+    attention = spec.blocks[0].attention
+    assert (attention.head_dim, attention.group) == (128, heads // 8)
+
+
+def test_facts_of_each_family() -> None:
+    qwen3 = small_spec("qwen3").blocks[0].attention
+    assert qwen3.qk_norm and not qwen3.qkv_bias
+    qwen2 = small_spec("qwen2").blocks[0].attention
+    assert qwen2.qkv_bias and not qwen2.output_bias and not qwen2.qk_norm
+    mistral = small_spec("mistral", sliding_window=9).blocks[0].attention
+    assert mistral.window == 9
+    gpt2 = small_spec("gpt2")
+    assert gpt2.positions == 64 and gpt2.tied_head and gpt2.blocks[0].attention.rotary is None
+    assert gpt2.blocks[0].feed_forward.width == 160
+    query, key = gpt2.of(Role.QUERY, 1), gpt2.of(Role.KEY, 1)
+    assert query is not None and key is not None
+    assert query.source.transposed and query.source.shape == (40, 120)
+    assert (query.source.offset, key.source.offset) == (0, 40)
+    assert (query.name, query.shape) == ("blocks.1.query.weight", (40, 40))
+
+
+def test_head_dim_of_qwen3_and_head_scale() -> None:
+    config = small_config("qwen3", head_dim=None)
+    attention = build_spec(config, None, "any").blocks[0].attention
+    assert (attention.head_dim, attention.scale) == (128, 128**-0.5)
+    scaled = small_spec("gpt2", scale_attn_by_inverse_layer_idx=True)
+    assert [b.attention.scale for b in scaled.blocks] == [8**-0.5 / n for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("by_kinds", [False, True])
+def test_windows_of_qwen_by_layer(by_kinds: bool) -> None:
+    config = Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=7, max_window_layers=1)
+    facts = config.to_dict()
+    if not by_kinds:
+        del facts["layer_types"]
+    windows = [b.attention.window for b in build_spec(facts, None, "any").blocks]
+    assert windows == [None, 7]
+    off = build_spec({**facts, "use_sliding_window": False}, None, "any")
+    assert {b.attention.window for b in off.blocks} == {None}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "lama"}, "did you mean 'llama'"),
+        ({"model_type": "bert"}, f"known: {', '.join(FAMILIES)}"),
+        (small_config(hidden_size=0), "'hidden_size' is 0; a positive integer"),
+        (small_config(hidden_size=True), "'hidden_size' is True"),
+        (small_config(vocab_size=None), "'vocab_size' is None"),
+        (small_config(num_key_value_heads=4), "6 attention heads are not a multiple of 4"),
+        (small_config(hidden_act="mish"), "hidden_act 'mish' is not known"),
+        (small_config(rope_scaling={"type": "longrope"}), "rope type 'longrope' is not known"),
+        (small_config(rope_scaling={"type": "linear"}), "rope type 'linear' needs a 'factor'"),
+        (
+            small_config(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+            "needs a 'low_freq_factor'",
+        ),
+        (small_config(quantization_config={"bits": 4}), "quantised checkpoints"),
+        (small_config("gpt2", n_embd=41), "n_embd=41 is not a multiple of n_head=5"),
+        (small_config("gpt2", add_cross_attention=True), "add_cross_attention"),
+    ],
+)
+def test_configs_that_are_refused(config: Config, words: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        build_spec(config, None, "any")
+    assert words in str(caught.value)
+
+
+# ---------------------------------------------------------------------------- rotary
+
+
+ROPES: dict[str, Config] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.3,
+        "truncate": False,
+    },
+    "yarn-given": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "attention_factor": 1.25,
+    },
+}
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+@pytest.mark.parametrize("name", ROPES)
+def test_frequencies_are_those_of_transformers(name: str, theta: float) -> None:
+    facts = {"rope_type": name, "rope_theta": theta, **ROPES[name]}
+    wide = {**SMALL, "hidden_size": 384, "max_position_embeddings": 512}
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**wide, rope_parameters=facts))
+    older = {k: v for k, v in facts.items() if k != "rope_theta"}
+    spelled: list[Config] = [
+        {"rope_parameters": facts},
+        {"rope_theta": theta, "rope_scaling": older},
+    ]
+    for config in spelled:
+        rotary = read_rotary(config, 64, 512)
+        assert inverse_frequencies(rotary) == pytest.approx(theirs.inv_freq.tolist(), rel=2e-6)
+        amplitude = rotary.scaling.attention_factor if rotary.scaling else 1.0
+        assert amplitude == pytest.approx(theirs.attention_scaling)
+
+
+def test_rotary_over_a_part_of_the_head() -> None:
+    rotary = read_rotary({"partial_rotary_factor": 0.25}, 64, 512)
+    assert rotary.dim == 16
+    assert len(inverse_frequencies(rotary)) == 8
+    yarn = read_rotary(
+        {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 128}}, 64, 512
+    )
+    assert yarn.scaling is not None
+    assert yarn.scaling.factor == 4
+    assert yarn.scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+# ---------------------------------------------------------------------------- tensor headers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bytes_at_the_place_are_the_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = stored_tensors(small_spec(), dtype)
+    save_file(tensors, tmp_path / SINGLE, metadata={"format": "pt"})
+    found = read_tensors(tmp_path)
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        stored, data = found[name], Path(found[name].place.file).read_bytes()
+        assert stored.shape == tuple(tensor.shape)
+        assert stored.precision.torch == str(dtype).removeprefix("torch.")
+        there = bytearray(data[stored.place.start : stored.place.end])
+        assert torch.equal(torch.frombuffer(there, dtype=dtype).view(tensor.shape), tensor)
+
+
+def write_sharded(folder: Path, config: Config) -> dict[str, str]:
+    """Tensors dealt over three files, with an index; returns the index's map."""
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = stored_tensors(build_spec(config, None, "any"), torch.float32)
+    weight_map = {}
+    for part in range(3):
+        file = f"model-{part + 1:05d}-of-00003.safetensors"
+        own = {n: t for i, (n, t) in enumerate(tensors.items()) if i % 3 == part}
+        save_file(own, folder / file)
+        weight_map |= dict.fromkeys(own, file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return weight_map
+
+
+def test_sharded_index(tmp_path: Path) -> None:
+    weight_map = write_sharded(tmp_path, small_config())
+    spec = load_spec(tmp_path)
+    for p in spec.parameters:
+        assert p.source.place is not None
+        assert Path(p.source.place.file) == tmp_path / weight_map[p.source.name]
+        assert p.source.place.end - p.source.place.start == 4 * p.elements
+
+
+def test_missing_shard_file(tmp_path: Path) -> None:
+    weight_map = write_sharded(tmp_path, small_config())
+    gone = sorted(set(weight_map.values()))[1]
+    (tmp_path / gone).unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks 1 file\(s\).*{gone}.*finish the download"):
+        load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"weight_map": 3}'])
+def test_damaged_index(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(CheckpointError, match="is not a safetensors index"):
+        read_tensors(tmp_path)
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    write_model(tmp_path, small_config())
+    whole = (tmp_path / SINGLE).read_bytes()
+    (tmp_path / SINGLE).write_bytes(whole[:-5])
+    with pytest.raises(CheckpointError, match="is truncated.*copy it again"):
+        load_spec(tmp_path)
+    for kept, words in ((0, "no header"), (7, "no header"), (100, "cut short or not JSON")):
+        (tmp_path / SINGLE).write_bytes(whole[:kept])
+        with pytest.raises(CheckpointError, match=words):
+            load_spec(tmp_path)
+
+
+F32_OF_4 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"not json", "is damaged: its header"),
+        (b"\xff\xfe\x00\x00", "is damaged: its header"),
+        ([1, 2], "is damaged: its header"),
+        ({"w": 3}, "entry of 'w' is damaged"),
+        ({"w": {"dtype": "F32", "shape": [2, 2]}}, "entry of 'w' is damaged"),
+        ({"w": {**F32_OF_4, "data_offsets": [0]}}, "entry of 'w' is damaged"),
+        ({"w": {**F32_OF_4, "dtype": "I8"}}, "'w' is stored as I8; only F32, F16 and BF16"),
+        ({"w": {**F32_OF_4, "data_offsets": [0, 12]}}, "should take 16 bytes, its range has 12"),
+        ({"w": {**F32_OF_4, "data_offsets": [-4, 12]}}, "entry of 'w' is damaged"),
+        ({"w": {**F32_OF_4, "shape": [-2, -2]}}, "entry of 'w' is damaged"),
+        ({"w": {**F32_OF_4, "data_offsets": [8, 24]}}, "is truncated: 'w'"),
+    ],
+)
+def test_damaged_header(tmp_path: Path, header: Any, words: str) -> None:
+    path = write_header(tmp_path / SINGLE, header, bytes(16))
+    with pytest.raises(CheckpointError) as caught:
+        read_header(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# ---------------------------------------------------------------------------- directories
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_alone_gives_the_same_parameters(tmp_path: Path, family: str) -> None:
+    folder = write_model(tmp_path / "model", small_config(family, dtype="float16"), torch.float16)
+    with_files, alone = load_spec(folder), load_spec(folder / "config.json")
+    assert with_files.name == alone.name == "model"
+    assert [(p.name, p.shape, p.source.shape) for p in alone.parameters] == [
+        (p.name, p.shape, p.source.shape) for p in with_files.parameters
+    ]
+    assert alone.stored_precision == with_files.stored_precision == precision("fp16")
+    assert all(p.source.place is None for p in alone.parameters)
+    assert all(p.source.place is not None for p in with_files.parameters)
+    assert all(p.source.place is None for p in load_spec(folder, weights=False).parameters)
+
+
+def test_stored_precision_is_the_files_own(tmp_path: Path) -> None:
+    write_model(tmp_path, small_config(dtype="bfloat16"), torch.float32)
+    assert load_spec(tmp_path).stored_precision == precision("fp32")
+
+
+def test_tensors_without_the_family_prefix(tmp_path: Path) -> None:
+    """GPT-2's own checkpoint names its tensors without 'transformer.'."""
+    config = small_config("gpt2")
+    tensors = stored_tensors(build_spec(config, None, "any"), torch.float32)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({n.removeprefix("transformer."): t for n, t in tensors.items()}, tmp_path / SINGLE)
+    spec = load_spec(tmp_path)
+    assert {p.source.name for p in spec.parameters} == {
+        n.removeprefix("transformer.") for n in tensors
+    }
+
+
+def test_missing_and_misshapen_tensors(tmp_path: Path) -> None:
+    config = small_config()
+    tensors = stored_tensors(build_spec(config, None, "any"), torch.float32)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / SINGLE)
+    with pytest.raises(CheckpointError, match=f"lacks tensor '{name}'"):
+        load_spec(tmp_path)
+    save_file({**tensors, name: torch.zeros(3, 5)}, tmp_path / SINGLE)
+    with pytest.raises(CheckpointError, match=r"has shape \[3, 5\].*calls for \[72, 48\]"):
+        load_spec(tmp_path)
+
+
+def test_directories_that_hold_no_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        load_spec(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_spec(tmp_path / "nowhere")
+    for text, words in (("{", "is not JSON"), ("[1]", "holds no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=words):
+            read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(small_config()))
+    assert load_spec(tmp_path).layers == 3
+    with pytest.raises(CheckpointError, match="no weights in"):
+        load_spec(tmp_path, weights=True)
+
+
+@pytest.mark.parametrize(("value", "ids"), [(7, (7,)), ([7, 9], (7, 9)), (None, (3,))])
+def test_end_of_sequence_ids(tmp_path: Path, value: Any, ids: tuple[int, ...]) -> None:
+    """generation_config.json goes before config.json."""
+    config = small_config(eos_token_id=3, bos_token_id=1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    spec = load_spec(tmp_path)
+    assert (spec.eos_token_ids, spec.bos_token_id) == (ids, 1)
