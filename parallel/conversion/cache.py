@@ -77,9 +77,7 @@ def ensure_made(
     return directory
 
 
-def _make(
-    directory: Path, stamp: Mapping[str, object], make: Callable[[Path, Path], None]
-) -> None:
+def _make(directory: Path, stamp: Mapping[str, object], make: Callable[[Path, Path], None]) -> None:
     work = directory.parent / f".{directory.name}.partial"
     shutil.rmtree(work, ignore_errors=True)
     target, scratch = work / directory.name, work / "scratch"

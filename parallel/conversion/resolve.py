@@ -17,9 +17,14 @@ from parallel.errors import CheckpointError, did_you_mean
 DEFAULT_WORDS = (DEFAULT_MODEL.name, "default")
 
 
+def is_default(model: str | Path | None) -> bool:
+    """None, 'default' or the default model's name, in upper or lower case."""
+    return model is None or str(model).lower() in [word.lower() for word in DEFAULT_WORDS]
+
+
 def resolve_model(model: str | Path | None, progress: bool = True) -> Path:
-    """The directory to load. None, 'default' or the default model's name mean that model."""
-    if model is None or str(model) in DEFAULT_WORDS:
+    """The directory to load; a GGUF file is converted into the user's cache first."""
+    if model is None or is_default(model):
         return ensure_default_model(progress)
     path = Path(model).expanduser()
     if path.is_dir():
@@ -34,7 +39,7 @@ def resolve_model(model: str | Path | None, progress: bool = True) -> Path:
 
 def resolve_config(model: str | Path | None, progress: bool = True) -> Path:
     """Where to plan from: as `resolve_model`, but the default model needs no download."""
-    if model is None or str(model) in DEFAULT_WORDS:
+    if model is None or is_default(model):
         return default_config_path()
     path = Path(model).expanduser()
     return path if path.name == "config.json" else resolve_model(path, progress)

@@ -1,0 +1,39 @@
+"""`python launch/fetch.py [model=FILE.gguf]`: makes a model ready and prints its directory.
+
+Without `model=` the default one is downloaded and converted, once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from parallel.conversion.resolve import resolve_model
+from parallel.errors import ConfigError, UserError
+
+EXIT_DONE, EXIT_USER = 0, 2
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        print(resolve_model(_model(arguments)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    return EXIT_DONE
+
+
+def _model(arguments: list[str]) -> str | None:
+    model = None
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key != "model" or not value:
+            raise ConfigError(f"unknown argument '{argument}'; known: model=DIRECTORY or FILE.gguf")
+        model = value
+    return None if model == "null" else model
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
