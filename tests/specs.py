@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from parallel.architecture.checkpoint import build_spec
@@ -13,6 +14,12 @@ from parallel.hardware.facts import Cluster, DeviceType, Link, Node
 from parallel.units import GIB
 
 Config = dict[str, Any]
+
+# The same cases in every run, and none fails for being slow.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 def small_config(family: str = "llama", **changes: Any) -> Config:

@@ -311,7 +311,7 @@ def test_truncated_file(tmp_path: Path) -> None:
     write_model(tmp_path, small_config())
     whole = (tmp_path / SINGLE).read_bytes()
     (tmp_path / SINGLE).write_bytes(whole[:-5])
-    with pytest.raises(CheckpointError, match="is truncated.*copy it again"):
+    with pytest.raises(CheckpointError, match=r"is truncated.*copy it again"):
         load_spec(tmp_path)
     for kept, words in ((0, "no header"), (7, "no header"), (100, "cut short or not JSON")):
         (tmp_path / SINGLE).write_bytes(whole[:kept])

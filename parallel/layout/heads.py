@@ -107,7 +107,8 @@ def _ranks(shares: tuple[Piece, ...], group: int) -> tuple[RankHeads, ...]:
 
 def _groups(heads: int, kv_heads: int, tp: int) -> tuple[RankHeads, ...]:
     group = heads // kv_heads
-    return _ranks(scale(even_split(kv_heads, tp), group), group)
+    shares = (Piece(p.begin * group, p.end * group) for p in even_split(kv_heads, tp))
+    return _ranks(tuple(shares), group)
 
 
 def _replicate(heads: int, kv_heads: int, tp: int) -> tuple[RankHeads, ...]:
