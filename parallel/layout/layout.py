@@ -88,6 +88,17 @@ class Layout:
         at = self.degrees.coordinates(rank)
         return tuple(self._shards(at, self.stages[at.pp]))
 
+    def weight_elements(self, rank: int) -> int:
+        """Elements of all shards of the rank; replicas hold the same."""
+        at = self.degrees.coordinates(rank)
+        if (at.tp, at.pp) not in self._elements:
+            self._elements[at.tp, at.pp] = sum(s.elements for s in self.shards(rank))
+        return self._elements[at.tp, at.pp]
+
+    @cached_property
+    def _elements(self) -> dict[tuple[int, int], int]:
+        return {}
+
     def _shards(self, at: Coordinates, stage: Stage) -> Iterator[Shard]:
         for p in self.spec.parameters:
             if p.layer is not None:
@@ -103,12 +114,26 @@ class Layout:
 
     def shard(self, p: Parameter, tp: int) -> Shard:
         """The part of `p` that tensor-parallel coordinate `tp` holds."""
+        block = None if p.layer is None else self.spec.blocks[p.layer]
+        facts = block and (block.attention.heads, block.attention.kv_heads, block.feed_forward.width)
+        key = (p.role, p.kind, p.shape, facts, tp)
+        if key not in self._splits:
+            self._splits[key] = self._split_with_shape(p, tp)
+        return Shard(p, *self._splits[key])
+
+    @cached_property
+    def _splits(self) -> dict[object, tuple[int | None, tuple[Piece, ...], tuple[int, ...]]]:
+        """What `shard` found, by the facts that it depends on: layers repeat."""
+        return {}
+
+    def _split_with_shape(
+        self, p: Parameter, tp: int
+    ) -> tuple[int | None, tuple[Piece, ...], tuple[int, ...]]:
         dim, pieces = self._split(p, tp)
-        if dim is None:
-            return Shard(p, None, (), p.shape)
         shape = list(p.shape)
-        shape[dim] = sum(piece.size for piece in pieces)
-        return Shard(p, dim, pieces, tuple(shape))
+        if dim is not None:
+            shape[dim] = sum(piece.size for piece in pieces)
+        return dim, pieces, tuple(shape)
 
     def _split(self, p: Parameter, tp: int) -> tuple[int | None, tuple[Piece, ...]]:
         if p.role in _BY_ROWS_OF_VOCABULARY:

@@ -42,7 +42,7 @@ class RankMemory:
 
 
 def weight_bytes(layout: Layout, rank: int, formats: Formats) -> int:
-    return sum(s.elements for s in layout.shards(rank)) * formats.weights.bytes
+    return layout.weight_elements(rank) * formats.weights.bytes
 
 
 def kv_bytes_per_token(layout: Layout, rank: int, formats: Formats) -> int:

@@ -159,7 +159,10 @@ def make_plan(
     workload wouldn't fit, with the numbers and the cheapest change."""
     spec, degrees = layout.spec, layout.degrees
     context = limits.context(spec.context_tokens)
-    fixed = [_fixed_memory(layout, r, cluster, formats, limits, budget) for r in range(degrees.world_size)]
+    fixed = [
+        _fixed_memory(layout, r, cluster, formats, limits, budget)
+        for r in range(degrees.world_size)
+    ]
     least = min(context, workload.input_tokens + workload.output_tokens)
     block_bytes = [
         kv_bytes_per_token(layout, r, formats) * limits.block_tokens

@@ -13,10 +13,10 @@ from typing import Any
 
 from parallel.collectives.control import ControlChannel
 from parallel.errors import RequestError
+from parallel.instrument.clock import Shape, StepClock
 from parallel.planner.plan import Plan
 from parallel.requests.types import Request, Sampling, TokenEvent
 from parallel.requests.wire import Channel, event_to_wire
-from parallel.runtime.clock import StepClock
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.worker import StepResult, Worker
 from parallel.scheduling.blocks import BlockManager
@@ -121,7 +121,7 @@ class Engine:
                 return
             message = StepMessage.of(self._serial, batch, self._fresh, self._left)
             self._fresh, self._left = [], []
-            self.clock.start(self._serial, batch.phase, batch.tokens)
+            self.clock.start(self._serial, *_shape(batch))
             self.control.broadcast(message.to_wire())
             result = self.worker.run(message)
             if self.worker.stage.head:
@@ -170,3 +170,10 @@ class Engine:
                 },
             }
         )
+
+
+def _shape(batch: Batch) -> tuple[Shape, int]:
+    """A step's shape, and how many cached tokens its sequences attend to in all."""
+    rows = sum(1 for w in batch.work if w.samples)
+    contexts = sum(w.count * w.start + w.count * (w.count + 1) // 2 for w in batch.work)
+    return Shape(batch.phase, batch.tokens, rows), contexts

@@ -1,0 +1,94 @@
+"""What serve and generate share: the decided plan, local ranks, loading with progress, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launch.entry import is_first_rank, under_torchrun, world_size
+from launch.planning import decide, model_spec
+from launch.ranks import start_local_ranks
+from launch.schema import RunKeys
+from parallel.conversion.resolve import resolve_model
+from parallel.errors import ConfigError
+from parallel.planner.plan import Plan
+from parallel.report.render import make_console
+from parallel.report.report import summary_lines
+from parallel.report.tables import plan_tables, report_tables
+
+Json = dict[str, object]
+
+
+def start_or_join(
+    settings: RunKeys, script: Path, run_rank: Callable[[Path, Plan], int | None]
+) -> int:
+    """Under torchrun: this process is a rank. Else: plans, then starts the ranks that it takes.
+
+    User errors come up here, before any rank is started, as far as they can be known."""
+    check_run_keys(settings)
+    if under_torchrun():
+        directory = resolve_model(settings.model, progress=is_first_rank())
+        plan = decide(settings, model_spec(settings, directory), world_size())
+        return run_rank(directory, plan) or 0
+    # A plan needs no weights: refuse before a download.
+    decide(settings, model_spec(settings), None)
+    directory = resolve_model(settings.model)
+    plan = decide(settings, model_spec(settings, directory), None)
+    return start_local_ranks(script, plan.layout.degrees.world_size)
+
+
+def check_run_keys(settings: RunKeys) -> None:
+    if settings.threads is not None and settings.threads < 1:
+        raise ConfigError(f"threads={settings.threads} is out of range; give at least 1")
+    if settings.collective_timeout_seconds <= 0:
+        raise ConfigError(
+            f"collective_timeout_seconds={settings.collective_timeout_seconds} is out of range; "
+            "give a positive number"
+        )
+    if settings.report is not None and not Path(settings.report).resolve().parent.is_dir():
+        raise ConfigError(f"report={settings.report}: its folder doesn't exist; make it first")
+
+
+def show_plan(plan: Plan) -> None:
+    if is_first_rank():
+        plan_tables({"plans": [plan.to_json()], "rejected": []}, make_console())
+        sys.stdout.flush()
+
+
+def rank_numbers() -> tuple[int, int]:
+    """This process's rank, and its number on its host."""
+    return int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_threads(settings: RunKeys) -> int:
+    """Threads of this rank: its share of the cores, unless said."""
+    if settings.threads is not None:
+        return settings.threads
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+@contextmanager
+def loading_bar(total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on rank 0; other ranks load in silence."""
+    if not is_first_rank():
+        yield lambda _: None
+        return
+    from parallel.conversion.progress import byte_bar
+
+    with byte_bar(total_bytes, "loading weights") as bar:
+        yield bar.update
+
+
+def show_report(report: Json, file: str | None) -> None:
+    console = make_console()
+    report_tables(report, console)
+    for line in summary_lines(report):
+        print(line)
+    sys.stdout.flush()
+    if file is not None:
+        Path(file).write_text(json.dumps(report, indent=2) + "\n")

@@ -1,0 +1,71 @@
+"""What the runtime asks of a device. Code above never branches on its kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class MemoryStatistics:
+    """Bytes. On CUDA the allocator's; on CPU the process's resident memory."""
+
+    allocated_bytes: int
+    peak_allocated_bytes: int
+    reserved_bytes: int
+    peak_rss_bytes: int
+
+
+class Timer(ABC):
+    """Measures one stretch of work; `seconds` may have to wait for the device."""
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    @abstractmethod
+    def seconds(self) -> float: ...
+
+
+class Device(ABC):
+    """One rank's device: allocation, copies, timing, memory statistics."""
+
+    kind: str
+    name: str
+    torch_device: torch.device
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Makes this the current device of the process."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=self.torch_device)
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(tuple(shape), dtype=dtype, device=self.torch_device)
+
+    @abstractmethod
+    def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Host memory that `upload` copies from without waiting, where the device can."""
+
+    @abstractmethod
+    def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Copies `host` into `out` on the device, in stream order, and returns `out`."""
+
+    @abstractmethod
+    def timer(self) -> Timer: ...
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits for all work given to the device."""
+
+    @abstractmethod
+    def memory_statistics(self) -> MemoryStatistics: ...
+
+    @abstractmethod
+    def reset_peak(self) -> None: ...

@@ -1,0 +1,43 @@
+"""A device of the dry run: tensors on 'cuda' under `FakeTensorMode`, with no GPU and no bytes.
+
+Factories, products, attention and collectives work there with a CPU-only torch; streams, events
+and copies from the host don't, so they do nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from parallel.devices.base import Device, MemoryStatistics, Timer
+from parallel.devices.cpu import HostTimer
+
+
+class FakeCudaDevice(Device):
+    kind = "cuda"
+    name = "fake cuda"
+
+    def __init__(self, index: int = 0):
+        self.torch_device = torch.device("cuda", index)
+
+    def activate(self) -> None:
+        return
+
+    def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(tuple(shape), dtype=dtype)
+
+    def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return out
+
+    def timer(self) -> Timer:
+        return HostTimer()
+
+    def synchronize(self) -> None:
+        return
+
+    def memory_statistics(self) -> MemoryStatistics:
+        return MemoryStatistics(0, 0, 0, 0)
+
+    def reset_peak(self) -> None:
+        return

@@ -1,0 +1,140 @@
+"""One rank's life: mesh, load, warm-up, serve, report, leave.
+
+The leader of each replica runs the engine, the others follow its control channel. Watchdog and
+lifeline end a rank whose peers are lost, each with a message that names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.collectives.control import ControlChannel
+from parallel.collectives.lifeline import Lifeline
+from parallel.collectives.mesh import Mesh, MeshOptions
+from parallel.collectives.watchdog import Watchdog
+from parallel.devices.base import Device
+from parallel.instrument.clock import StepClock
+from parallel.instrument.ledger import Ledger
+from parallel.planner.plan import Plan
+from parallel.requests.wire import Channel, connect
+from parallel.runtime.engine import Engine
+from parallel.runtime.reporting import Json, make_report, predicted_steps, rank_report
+from parallel.runtime.sequences import StepMessage
+from parallel.runtime.warmup import warm_up
+from parallel.runtime.worker import Worker
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """`checkpoint` is a directory with weights; `collectives` 'auto', 'gloo' or 'shared_memory'."""
+
+    checkpoint: Path
+    collectives: str = "auto"
+    timeout_seconds: float = 120.0
+
+
+class RankJob:
+    """Everything that this rank holds, made in order and given back in reverse."""
+
+    def __init__(self, plan: Plan, rank: int, device: Device, options: RunOptions):
+        self.plan, self.rank, self.device = plan, rank, device
+        degrees = plan.layout.degrees
+        self.coordinates = degrees.coordinates(rank)
+        self.replica = tuple(
+            degrees.rank(tp, pp, self.coordinates.dp)
+            for pp in range(degrees.pp)
+            for tp in range(degrees.tp)
+        )
+        self.is_leader = rank == self.replica[0]
+        self.ledger = Ledger()
+        self.clock = StepClock()
+        self.activations = 0
+        self.mesh = Mesh.create(
+            degrees,
+            rank,
+            device,
+            self.ledger,
+            MeshOptions(collectives=options.collectives, timeout_seconds=options.timeout_seconds),
+        )
+        self.lifeline = Lifeline.open(self.mesh)
+        self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
+        self.control = ControlChannel.open(self.mesh, self.replica)
+        self.runtime_bytes = device.memory_statistics().allocated_bytes
+        self.worker = Worker(plan, rank, self.mesh, device, self.ledger)
+
+    def load(self, advance: Callable[[int], None]) -> None:
+        self.ledger.phase = "load"
+        self.worker.load(advance)
+
+    def warm_up(self) -> None:
+        self.activations = warm_up(self.worker, self.device)
+        self.ledger.reset()
+
+    def serve(self, address: tuple[str, int], authkey: bytes, facts: dict[str, Any]) -> None:
+        """Until the router says stop. `facts` tell the router what it serves."""
+        if not self.is_leader:
+            self._follow()
+            return
+        router = connect(address, authkey)
+        try:
+            degrees = self.plan.layout.degrees
+            hello = {"replica": self.coordinates.dp, "replicas": degrees.dp, "facts": facts}
+            router.send({"type": "hello", **hello})
+            self._lead(router)
+        finally:
+            self.control.broadcast({"op": "stop"})
+            router.close()
+
+    def _lead(self, router: Channel) -> None:
+        Engine(
+            self.plan, self.worker, self.control, router, self.clock, self.replica_report
+        ).run()
+
+    def _follow(self) -> None:
+        while (message := self.control.receive())["op"] != "stop":
+            if message["op"] == "step":
+                result = self.worker.run(StepMessage.from_wire(message))
+                if self.worker.samples:
+                    self.control.reply(result.to_wire())
+            elif message["op"] == "ping":
+                self.control.reply({"rank": self.rank})
+            elif message["op"] == "report":
+                self.control.reply(self.own_report())
+
+    def own_report(self) -> Json:
+        return rank_report(self.worker, self.activations, self.runtime_bytes)
+
+    def replica_report(self) -> Json:
+        """Gathered by the leader; its ranks answer over the control channel."""
+        self.control.broadcast({"op": "report"})
+        ranks = [self.own_report(), *self.control.gather()]
+        return make_report(self.plan, ranks, predicted_steps(self.plan, self.clock))
+
+    def final_report(self) -> Json | None:
+        """On rank 0 the report of all ranks, at the end of the run; None elsewhere."""
+        mine = {**self.own_report(), "steps": predicted_steps(self.plan, self.clock)}
+        entries = self.mesh.collect("report", mine)
+        if entries is None:
+            return None
+        steps = _summed([e["steps"] for e in entries])
+        return make_report(self.plan, entries, steps)
+
+    def close(self) -> None:
+        self.watchdog.stop()
+        self.control.close()
+        self.lifeline.close()
+        self.mesh.close()
+
+
+def _summed(steps: list[Json]) -> Json:
+    """Steps of all replicas; ranks that lead none have counted none."""
+    total: Json = {}
+    for entry in steps:
+        for phase, figures in entry.items():
+            sums = total.setdefault(phase, dict.fromkeys(figures, 0))
+            for key, value in figures.items():
+                sums[key] += value
+    return total

@@ -1,0 +1,76 @@
+"""What a rank measured, and the report of a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from parallel.instrument.clock import StepClock
+from parallel.instrument.ledger import merge_waits
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.memory import kv_bytes_per_token, weight_bytes
+from parallel.planner.plan import Plan
+from parallel.planner.timing import step_time
+from parallel.report.report import build_report
+from parallel.runtime.worker import Worker
+
+Json = dict[str, Any]
+
+
+def rank_report(worker: Worker, activations: int, runtime: int | None) -> Json:
+    """Measured bytes by cause of this rank, and the rows of its ledger."""
+    memory = worker.device.memory_statistics()
+    weights, cache = worker.weights.bytes, worker.cache.bytes
+    return {
+        "rank": worker.rank,
+        "measured_bytes": {
+            "weights": weights,
+            "kv_cache": cache,
+            "activations": activations,
+            "communication": worker.mesh.buffer_bytes,
+            "runtime": runtime,
+            "peak_tensors": weights + cache + activations,
+        },
+        "bytes_read": worker.bytes_read,
+        "peak_rss_bytes": memory.peak_rss_bytes,
+        "collectives": worker.ledger.rows(worker.rank),
+    }
+
+
+def predicted_steps(plan: Plan, clock: StepClock) -> Json:
+    """Predicted and measured seconds by phase, summed over the shapes that were run."""
+    steps: Json = {}
+    for phase, shapes in clock.phases():
+        predicted = 0.0
+        for shape, count in shapes:
+            contexts = count.contexts // count.steps
+            step = step_time(
+                plan.layout, plan.cluster, plan.formats, shape.tokens, contexts, shape.rows
+            )
+            predicted += count.steps * step.seconds
+        steps[phase] = {
+            "predicted_seconds": predicted,
+            "measured_seconds": sum(c.seconds for _, c in shapes),
+            "steps": sum(c.steps for _, c in shapes),
+            "tokens": sum(c.steps * s.tokens for s, c in shapes),
+            "rows": sum(c.steps * s.rows for s, c in shapes),
+        }
+    return steps
+
+
+def make_report(plan: Plan, ranks: list[Json], steps: Mapping[str, Json]) -> Json:
+    """The report of the ranks given; waits are told apart where a group's ranks are all there."""
+    degrees = plan.layout.degrees
+    rows = [row for entry in ranks for row in entry["collectives"]]
+    merged = merge_waits(rows, degrees.group)
+    return build_report(plan.to_json(), ranks, merged, steps, _one_rank(plan))
+
+
+def _one_rank(plan: Plan) -> Json:
+    """What a single rank would hold of weights and of as much cache."""
+    whole = Layout.make(plan.layout.spec, Degrees())
+    return {
+        "weights": weight_bytes(whole, 0, plan.formats),
+        "kv_cache": plan.kv_cache_tokens * kv_bytes_per_token(whole, 0, plan.formats),
+    }
