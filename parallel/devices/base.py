@@ -20,7 +20,9 @@ class MemoryStatistics:
 
 
 class Timer(ABC):
-    """Measures one stretch of work; `seconds` may have to wait for the device."""
+    """Measures one stretch of work; `seconds` waits for the device unless `immediate`."""
+
+    immediate = True
 
     @abstractmethod
     def start(self) -> None: ...

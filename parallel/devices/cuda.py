@@ -13,6 +13,8 @@ from parallel.devices.process import status_bytes
 class EventTimer(Timer):
     """Two events on the current stream; `seconds` waits for the second one."""
 
+    immediate = False
+
     def __init__(self) -> None:
         self._begin = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)

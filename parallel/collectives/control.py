@@ -1,0 +1,63 @@
+"""The control channel of a replica: its leader sends each step, idle ranks block here.
+
+Never inside a collective: a rank without work neither burns a core nor runs into a time-out.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from parallel.collectives import links
+from parallel.collectives.mesh import Mesh
+from parallel.errors import RankDied
+
+Message = dict[str, Any]
+
+
+class ControlChannel:
+    """`peers`: for the leader all other ranks of the replica, for them the leader alone."""
+
+    def __init__(self, rank: int, peers: dict[int, Connection]):
+        self.rank, self.peers = rank, peers
+
+    @classmethod
+    def open(cls, mesh: Mesh, replica: tuple[int, ...]) -> ControlChannel:
+        return cls(mesh.rank, links.open_star(mesh, "control", replica))
+
+    def broadcast(self, message: Message) -> None:
+        """Leader: to every other rank of the replica."""
+        for rank, peer in self.peers.items():
+            try:
+                links.send(peer, message)
+            except OSError:
+                raise RankDied(f"rank {rank} is gone: its control channel is closed") from None
+
+    def receive(self) -> Message:
+        """Others: the leader's next message, however long it takes."""
+        (leader, peer), *_ = self.peers.items()
+        return self._read(leader, peer)
+
+    def reply(self, message: Message) -> None:
+        """Others: to the leader."""
+        self.broadcast(message)
+
+    def receive_reply(self) -> Message:
+        """Leader: the next reply of any rank."""
+        ready = wait(list(self.peers.values()))[0]
+        rank = next(r for r, peer in self.peers.items() if peer is ready)
+        return self._read(rank, self.peers[rank])
+
+    def gather(self) -> list[Message]:
+        """Leader: one reply of each rank, in the order of ranks."""
+        return [self._read(rank, self.peers[rank]) for rank in sorted(self.peers)]
+
+    def _read(self, rank: int, peer: Connection) -> Message:
+        try:
+            return links.receive(peer)
+        except (EOFError, OSError):
+            raise RankDied(f"rank {rank} is gone: its control channel is closed") from None
+
+    def close(self) -> None:
+        for peer in self.peers.values():
+            peer.close()

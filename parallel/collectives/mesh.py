@@ -1,0 +1,227 @@
+"""The mesh of ranks: process groups for each axis, made once and handed down as an object."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+
+import torch.distributed as dist
+
+from parallel.collectives.choice import RankFacts, choose_all_reduce
+from parallel.collectives.communicator import Communicator
+from parallel.collectives.shared_memory import start_shared_memory
+from parallel.collectives.transport import ProcessGroupTransport, Transport
+from parallel.devices.base import Device
+from parallel.devices.fake import FakeCudaDevice
+from parallel.errors import RunError
+from parallel.instrument.ledger import Ledger
+from parallel.layout.degrees import AXES, Degrees
+
+_BUILD_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """`collectives` is 'auto', 'gloo' or 'shared_memory' (CPU); `batches` may be in flight."""
+
+    collectives: str = "auto"
+    timeout_seconds: float = 120.0
+    batches: int = 1
+
+
+class Exchange:
+    """Small facts between ranks over the job's key-value store."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int):
+        self.store, self.rank, self.world_size = store, rank, world_size
+
+    def put(self, key: str, value: Any) -> None:
+        self.store.set(key, json.dumps(value))
+
+    def get(self, key: str) -> Any:
+        return json.loads(self.store.get(key))
+
+    def collect(self, key: str, value: Any, ranks: Iterable[int] | None = None) -> list[Any]:
+        """Everybody's value, on every rank."""
+        self.put(f"{key}/{self.rank}", value)
+        return [self.get(f"{key}/{r}") for r in (ranks or range(self.world_size))]
+
+    def barrier(self, key: str, ranks: Iterable[int]) -> None:
+        """Waits for `ranks`, half an hour at most: one of them may be compiling."""
+        self.store.set(f"{key}/{self.rank}", "here")
+        self.store.wait([f"{key}/{r}" for r in ranks], _BUILD_TIMEOUT)
+
+
+class Mesh:
+    """`tp`, `pp` and `dp` are this rank's communicators."""
+
+    def __init__(
+        self,
+        degrees: Degrees,
+        rank: int,
+        device: Device,
+        communicators: dict[str, Communicator],
+        exchange: Exchange,
+    ):
+        self.degrees, self.rank, self.device = degrees, rank, device
+        self.coordinates = degrees.coordinates(rank)
+        self.communicators, self.exchange = communicators, exchange
+        self.tp, self.pp, self.dp = (communicators[axis] for axis in AXES)
+
+    @classmethod
+    def create(
+        cls, degrees: Degrees, rank: int, device: Device, ledger: Ledger, options: MeshOptions
+    ) -> Mesh:
+        """Joins the process group that the environment names (torchrun's variables) and makes the
+        groups of each axis; on a world of one nothing is started."""
+        world = degrees.world_size
+        if world == 1:
+            exchange = Exchange(dist.HashStore(), 0, 1)
+        else:
+            exchange = Exchange(_join(rank, world, device, options), rank, world)
+        groups = {axis: _groups(degrees, axis, rank, options) for axis in AXES}
+        facts = _facts(exchange, device)
+        communicators = {}
+        for axis in AXES:
+            ranks = degrees.group(axis, rank)
+            transport = None
+            if len(ranks) > 1:
+                transport = _transport(
+                    axis, ranks, groups[axis], exchange, device, facts, options
+                )
+            index = ranks.index(rank)
+            communicators[axis] = Communicator(axis, ranks, index, transport, ledger, device)
+        return cls(degrees, rank, device, communicators, exchange)
+
+    @classmethod
+    def dry(cls, degrees: Degrees, rank: int, device: FakeCudaDevice, ledger: Ledger) -> Mesh:
+        """One rank of a world that isn't there, on torch's `fake` backend."""
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        store = FakeStore()
+        dist.init_process_group("fake", store=store, rank=rank, world_size=degrees.world_size)
+        communicators = {}
+        for axis in AXES:
+            ranks = degrees.group(axis, rank)
+            transport = None
+            if len(ranks) > 1:
+                group = dist.new_group(list(ranks), backend="fake")
+                transport = ProcessGroupTransport(group, ranks, "fake", "dry run", 1)
+            index = ranks.index(rank)
+            communicators[axis] = Communicator(axis, ranks, index, transport, ledger, device)
+        return cls(degrees, rank, device, communicators, Exchange(dist.HashStore(), rank, 1))
+
+    @property
+    def buffer_bytes(self) -> int | None:
+        """What the backends hold in buffers; None where one of them doesn't say."""
+        sizes = [c.buffer_bytes for c in self.communicators.values()]
+        return None if None in sizes else sum(s for s in sizes if s is not None)
+
+    def describe(self) -> list[str]:
+        """One line for each axis of more than one rank: its backend, and why."""
+        return [
+            f"{axis}: {c.size} ranks over {c.backend} ({c.reason})"
+            for axis, c in self.communicators.items()
+            if c.size > 1
+        ]
+
+    def collect(self, key: str, value: Any) -> list[Any] | None:
+        """Everybody's value on rank 0, None elsewhere."""
+        self.exchange.put(f"{key}/{self.rank}", value)
+        if self.rank != 0:
+            return None
+        return [self.exchange.get(f"{key}/{r}") for r in range(self.exchange.world_size)]
+
+    def close(self) -> None:
+        """Leaves the groups: gloo aborts in processes that exit without it."""
+        for communicator in self.communicators.values():
+            communicator.close()
+        if dist.is_initialized():
+            if self.exchange.world_size > 1:
+                # The store lives in rank 0's process or its agent's: leave it together.
+                self.exchange.barrier("closing", range(self.exchange.world_size))
+            dist.destroy_process_group()
+
+
+def _join(rank: int, world: int, device: Device, options: MeshOptions) -> dist.Store:
+    timeout = timedelta(seconds=options.timeout_seconds)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        dist.init_process_group(
+            "nccl" if device.kind == "cuda" else "gloo",
+            store=dist.PrefixStore("groups", store),
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
+            device_id=device.torch_device if device.kind == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"rank {rank} of {world} on {socket.gethostname()} couldn't join the job at {where}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return dist.PrefixStore("tessera", store)
+
+
+def _groups(
+    degrees: Degrees, axis: str, rank: int, options: MeshOptions
+) -> dist.ProcessGroup | None:
+    """Makes all groups of an axis in the same order on every rank; returns the own one."""
+    mine = None
+    timeout = timedelta(seconds=options.timeout_seconds)
+    for group in sorted({degrees.group(axis, r) for r in range(degrees.world_size)}):
+        if len(group) < 2:
+            continue
+        made = dist.new_group(list(group), timeout=timeout)
+        if rank in group:
+            mine = made
+    return mine
+
+
+def _facts(exchange: Exchange, device: Device) -> list[RankFacts]:
+    if device.kind == "cuda" or exchange.world_size == 1:
+        return []
+    return [RankFacts(**f) for f in exchange.collect("facts", RankFacts.here().to_wire())]
+
+
+def _transport(
+    axis: str,
+    ranks: tuple[int, ...],
+    group: dist.ProcessGroup | None,
+    exchange: Exchange,
+    device: Device,
+    facts: list[RankFacts],
+    options: MeshOptions,
+) -> Transport:
+    assert group is not None
+    if device.kind == "cuda":
+        return ProcessGroupTransport(group, ranks, "nccl", "CUDA devices", options.batches)
+    backend, reason = choose_all_reduce(
+        options.collectives, axis, [facts[r] for r in ranks], facts
+    )
+    general = ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)
+    if backend == "gloo":
+        return general
+    key = f"shm/{axis}/{ranks[0]}"
+    if exchange.rank == ranks[0]:
+        exchange.put(f"{key}/token", secrets.token_hex(8))
+    token = exchange.get(f"{key}/token")
+    rounds = iter(range(1 << 30))
+    return start_shared_memory(
+        general,
+        reason,
+        ranks.index(exchange.rank),
+        len(ranks),
+        token,
+        lambda: exchange.barrier(f"{key}/barrier{next(rounds)}", ranks),
+    )
+
+

@@ -1,0 +1,86 @@
+"""Collectives as custom operators, so that fake tensors, `torch.compile` and graph capture see them.
+
+Operators take plain values only; a communicator is named by a handle of this module's registry,
+which its process fills when a communicator is made and empties when it is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from parallel.collectives.communicator import Communicator
+
+_library = torch.library.Library("tessera", "DEF")
+_library.define("all_reduce_(Tensor(a!) x, int communicator, str layer) -> ()")
+_library.define("all_gather(Tensor x, int[] sizes, int communicator, str layer) -> Tensor")
+_library.define("send(Tensor x, int to, int communicator, str layer) -> ()")
+_library.define("recv_(Tensor(a!) x, int source, int communicator, str layer) -> ()")
+
+_communicators: dict[int, Communicator] = {}
+_handles = count()
+
+
+def register(communicator: Communicator) -> int:
+    handle = next(_handles)
+    _communicators[handle] = communicator
+    return handle
+
+
+def forget(handle: int) -> None:
+    _communicators.pop(handle, None)
+
+
+def _all_reduce(x: torch.Tensor, communicator: int, layer: str) -> None:
+    _communicators[communicator].run_all_reduce(x, layer)
+
+
+def _all_gather(
+    x: torch.Tensor, sizes: Sequence[int], communicator: int, layer: str
+) -> torch.Tensor:
+    return _communicators[communicator].run_all_gather(x, sizes, layer)
+
+
+def _send(x: torch.Tensor, to: int, communicator: int, layer: str) -> None:
+    _communicators[communicator].run_send(x, to, layer)
+
+
+def _recv(x: torch.Tensor, source: int, communicator: int, layer: str) -> None:
+    _communicators[communicator].run_recv(x, source, layer)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("all_reduce_", _all_reduce, _key)
+    _library.impl("all_gather", _all_gather, _key)
+    _library.impl("send", _send, _key)
+    _library.impl("recv_", _recv, _key)
+
+
+# Without data the calls and bytes are counted all the same: a dry run proves the plan's counts.
+
+
+@torch.library.register_fake("tessera::all_reduce_")
+def _fake_all_reduce(x: torch.Tensor, communicator: int, layer: str) -> None:
+    _communicators[communicator].count("all_reduce", x, layer)
+
+
+@torch.library.register_fake("tessera::all_gather")
+def _fake_all_gather(
+    x: torch.Tensor, sizes: Sequence[int], communicator: int, layer: str
+) -> torch.Tensor:
+    _communicators[communicator].count_gather(x, sizes, layer)
+    return x.new_empty((*x.shape[:-1], sum(sizes)))
+
+
+@torch.library.register_fake("tessera::send")
+def _fake_send(x: torch.Tensor, to: int, communicator: int, layer: str) -> None:
+    _communicators[communicator].count("send", x, layer)
+
+
+@torch.library.register_fake("tessera::recv_")
+def _fake_recv(x: torch.Tensor, source: int, communicator: int, layer: str) -> None:
+    _communicators[communicator].count("recv", x, layer)

@@ -1,0 +1,87 @@
+"""How bytes move within one group: torch.distributed (NCCL, gloo, fake), whatever the axis."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+class Transport(ABC):
+    """`name` is the backend shown to the user, `reason` why it was chosen."""
+
+    name: str
+    reason: str
+    buffer_bytes: int | None = None
+
+    @abstractmethod
+    def all_reduce(self, x: torch.Tensor) -> None: ...
+
+    @abstractmethod
+    def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor: ...
+
+    @abstractmethod
+    def send(self, x: torch.Tensor, to: int) -> None: ...
+
+    @abstractmethod
+    def recv(self, x: torch.Tensor, source: int) -> None: ...
+
+    @abstractmethod
+    def flush(self) -> None: ...
+
+
+class ProcessGroupTransport(Transport):
+    """`ranks` are global; `to` and `source` are places in the group."""
+
+    def __init__(
+        self, group: dist.ProcessGroup, ranks: Sequence[int], name: str, reason: str, batches: int
+    ):
+        self.group, self.ranks = group, tuple(ranks)
+        self.name, self.reason = name, reason
+        self._batched = name == "nccl"
+        self._most = max(2, 2 * batches)
+        self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        if x.is_contiguous():
+            dist.all_reduce(x, group=self.group)
+        else:
+            whole = x.contiguous()
+            dist.all_reduce(whole, group=self.group)
+            x.copy_(whole)
+
+    def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """Pieces padded to the widest: gloo refuses uneven ones."""
+        widest = max(sizes)
+        mine = F.pad(x, (0, widest - x.shape[-1])).contiguous()
+        pieces = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(pieces, mine, group=self.group)
+        return torch.cat([p[..., :n] for p, n in zip(pieces, sizes, strict=True)], dim=-1)
+
+    def send(self, x: torch.Tensor, to: int) -> None:
+        """Returns at once; the tensor is kept until it has left."""
+        x = x.contiguous()
+        for work in self._start(dist.isend, x, to):
+            self._sent.append((work, x))
+        while len(self._sent) > self._most:
+            self._sent.popleft()[0].wait()
+
+    def recv(self, x: torch.Tensor, source: int) -> None:
+        for work in self._start(dist.irecv, x, source):
+            work.wait()
+
+    def _start(self, op: object, x: torch.Tensor, place: int) -> list[dist.Work]:
+        peer = self.ranks[place]
+        if self._batched:
+            # Alone, each pair of ranks would get an NCCL communicator of its own.
+            return list(dist.batch_isend_irecv([dist.P2POp(op, x, peer, self.group)]))
+        work = op(x, peer, group=self.group)  # type: ignore[operator]
+        return [] if work is None else [work]
+
+    def flush(self) -> None:
+        while self._sent:
+            self._sent.popleft()[0].wait()
