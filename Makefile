@@ -1,5 +1,6 @@
-# make serve [TP=2] [PP=1] [ARGS='port=0 ...'] [VENV=DIRECTORY]   serve a model, the default one unless ARGS says model=
-# make test | lint | clean                                       VENV= takes an environment that exists
+# make serve [TP=2] [PP=1] [ARGS='port=0 ...']   the default model, unless ARGS has model=
+# make test, make lint, make clean
+# VENV=DIRECTORY uses an environment that exists, and installs there only what it lacks.
 
 TP ?= 2
 PP ?= 1
@@ -13,13 +14,20 @@ export PATH := $(ENV)/bin:$(PATH)
 
 .PHONY: serve test lint clean environment test-environment model
 
+# Ctrl-C asks the ranks to drain, and leaves torchrun to end when they have: no traceback of its own.
+SIGNALS := --signals-to-handle SIGTERM,SIGHUP,SIGQUIT
 # torchrun is `python -m torch.distributed.run`; so it is found in every kind of environment.
 RANKS := $(shell echo $$(($(TP) * $(PP))))
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 SERVE := --nproc-per-node $(RANKS) launch/serve.py +tp=$(TP) $(if $(filter-out 1,$(PP)),pp=$(PP)) $(ARGS)
 
+serve: export OMP_NUM_THREADS ?= $(shell echo $$(($(CORES) > $(RANKS) ? $(CORES) / $(RANKS) : 1)))
 serve: environment $(if $(findstring model=,$(ARGS)),,model)
-	@echo "torchrun $(strip $(SERVE))"
-	@exec $(PYTHON) -m torch.distributed.run $(SERVE)
+	$(info torchrun $(strip $(SERVE)))
+	@trap 'pkill -TERM -P $$pid || kill -TERM $$pid' INT TERM; \
+	$(PYTHON) -m torch.distributed.run $(SIGNALS) $(SERVE) & pid=$$!; \
+	while wait $$pid; code=$$?; kill -0 $$pid 2>/dev/null; do :; done; \
+	exit $$code
 
 test: lint
 	$(PYTHON) -m launch.fetch

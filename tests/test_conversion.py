@@ -185,6 +185,25 @@ def test_other_and_incomplete_files_are_refused(tmp_path: Path) -> None:
     assert "'model.layers.1.mlp.up_proj.weight' is missing, expected (96, 64)" in message
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (b"tokenizer.ggml.pre", b"tokenizer.ggml.xxx", "pre-tokenizer 'default'"),
+        (b"llama.context_length", b"llama.context_lengtx", "'llama.context_length' is missing"),
+        (b"smollm", b"smoll\xff", "'tokenizer.ggml.pre' is not UTF-8"),
+        ("Ġ cat".encode(), "Ġ tac".encode(), "is not of words in its vocabulary"),
+    ],
+)
+def test_damaged_metadata_is_named(
+    small: Small, tmp_path: Path, old: bytes, new: bytes, why: str
+) -> None:
+    content = small.gguf.read_bytes()
+    assert old in content
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(content.replace(old, new[: len(old)].ljust(len(old), b"\x00")))
+    assert why in refused(damaged, tmp_path)
+
+
 def test_every_truncation_is_refused(small: Small, tmp_path: Path) -> None:
     content = small.gguf.read_bytes()
     end = max(t.data_offset + t.n_bytes for t in gguf.GGUFReader(small.gguf).tensors)

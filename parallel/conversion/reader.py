@@ -34,7 +34,13 @@ class GgufFile:
     def get(self, key: str) -> Any:
         """The value of `key`; None where the file has no such key."""
         field = self.reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{self.path} is damaged: metadata '{key}' is not UTF-8 ({error}); "
+                "copy or download it again"
+            ) from error
 
     def text(self, key: str, default: str | None = None) -> str:
         return self._typed(key, str, default)
@@ -44,7 +50,13 @@ class GgufFile:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A float32 as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
-        return float(str(np.float32(self._typed(key, float, default))))
+        value = float(str(np.float32(self._typed(key, float, default))))
+        if not 0 < value < float("inf"):
+            raise CheckpointError(
+                f"{self.path}: metadata '{key}' is {value}, expected a positive number; "
+                "copy or download it again"
+            )
+        return value
 
     def token_id(self, role: str) -> int | None:
         value = self.get(f"tokenizer.ggml.{role}_token_id")

@@ -44,15 +44,8 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
             f"known: gpt2 with {', '.join(_KNOWN)}; "
             "give the Hugging Face directory of the model instead"
         )
-    words: list[str] = file.get("tokenizer.ggml.tokens") or []
-    merges: list[str] = file.get("tokenizer.ggml.merges") or []
-    if not words or not merges:
-        raise CheckpointError(f"{file.path} holds no vocabulary or no merges; get a complete GGUF")
-    bpe = models.BPE(
-        vocab={word: i for i, word in enumerate(words)},
-        merges=[(left, right) for left, _, right in (m.partition(" ") for m in merges)],
-        ignore_merges=pre == "llama-bpe",
-    )
+    words, vocabulary, merges = _vocabulary(file)
+    bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     if pre == "qwen2":
@@ -61,6 +54,27 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
     tokenizer.post_processor = _post_processor(file, words, pre)
     _add_tokens(tokenizer, words, file.get("tokenizer.ggml.token_type") or [])
     return tokenizer
+
+
+def _vocabulary(file: GgufFile) -> tuple[list[str], dict[str, int], list[tuple[str, str]]]:
+    """Words by id, ids by word, and merges of words that exist."""
+    words: list[str] = file.get("tokenizer.ggml.tokens") or []
+    vocabulary = {word: i for i, word in enumerate(words)}
+    merges: list[tuple[str, str]] = []
+    for merge in file.get("tokenizer.ggml.merges") or []:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise CheckpointError(
+                f"{file.path} is damaged: the merge '{merge}' is not of words in its vocabulary; "
+                "copy or download it again"
+            )
+        merges.append((left, right))
+    if not merges or len(vocabulary) != len(words):
+        raise CheckpointError(
+            f"{file.path} has {len(words)} words, {len(vocabulary)} of them different, and "
+            f"{len(merges)} merges: no usable vocabulary; get a complete GGUF"
+        )
+    return words, vocabulary, merges
 
 
 def tokenizer_config(file: GgufFile) -> dict[str, Any]:
