@@ -24,20 +24,24 @@ Json = dict[str, object]
 
 
 def start_or_join(
-    settings: RunKeys, script: Path, run_rank: Callable[[Path, Plan], int | None]
+    settings: RunKeys,
+    script: Path,
+    run_rank: Callable[[Path, Plan], int],
+    check: Callable[[Path, Plan], object],
 ) -> int:
     """Under torchrun: this process is a rank. Else: plans, then starts the ranks that it takes.
 
-    User errors come up here, before any rank is started, as far as they can be known."""
+    `check` looks at the rest of the input; user errors come up before any rank is started."""
     check_run_keys(settings)
     if under_torchrun():
         directory = resolve_model(settings.model, progress=is_first_rank())
         plan = decide(settings, model_spec(settings, directory), world_size())
-        return run_rank(directory, plan) or 0
+        return run_rank(directory, plan)
     # A plan needs no weights: refuse before a download.
     decide(settings, model_spec(settings), None)
     directory = resolve_model(settings.model)
     plan = decide(settings, model_spec(settings, directory), None)
+    check(directory, plan)
     return start_local_ranks(script, plan.layout.degrees.world_size)
 
 

@@ -39,11 +39,11 @@ class PagedAttention:
         query = self._to_grid(query)
         parts = []
         if step.decodes:
-            parts.append(self._decode(query[: step.decodes], cache, step))
+            parts.append(self._decode(query.narrow(0, 0, step.decodes), cache, step))
         for i in range(step.decodes, step.sequences):
-            rows = slice(step.query_starts[i], step.query_starts[i + 1])
-            fresh = (key[rows], value[rows])
-            parts.append(self._prefill(query[rows], fresh, cache, step, i))
+            begin, end = step.query_starts[i], step.query_starts[i + 1]
+            q, k, v = (x.narrow(0, begin, end - begin) for x in (query, key, value))
+            parts.append(self._prefill(q, (k, v), cache, step, i))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out if self.slots is None else out.index_select(1, self.slots)
 
@@ -61,7 +61,8 @@ class PagedAttention:
         if rows == 1:
             begin = self._begin(step.context_tokens[0]) - first
             end = step.context_tokens[0] - first
-            key, value, mask = key[:, :, begin:end], value[:, :, begin:end], None
+            key, value = (x.narrow(2, begin, end - begin) for x in (key, value))
+            mask = None
         else:
             mask = step.once(("decode", self.window), lambda: self._mask(step, first, key.shape[2]))
         query = query.view(rows, self.kv_heads, self.group, dim)
@@ -77,16 +78,17 @@ class PagedAttention:
         contexts = step.context_tokens[: step.decodes]
         first = min(self._begin(c) for c in contexts) // size
         last = -(-max(contexts) // size)
-        return first * size, step.block_tables[: step.decodes, first:last]
+        tables = step.block_tables.narrow(0, 0, step.decodes).narrow(1, first, last - first)
+        return first * size, tables
 
     def _mask(self, step: StepInput, first: int, length: int) -> torch.Tensor:
         """[decodes, 1, 1, L], True where a decode may look."""
-        at = torch.arange(first, first + length, device=step.positions.device)[None, :]
-        ends = step.context_lengths[: step.decodes, None]
+        at = torch.arange(first, first + length, device=step.positions.device).unsqueeze(0)
+        ends = step.context_lengths.narrow(0, 0, step.decodes).unsqueeze(1)
         seen = at < ends
         if self.window is not None:
             seen &= at >= ends - self.window
-        return seen[:, None, None, :]
+        return seen.view(step.decodes, 1, 1, length)
 
     def _prefill(
         self,
@@ -98,16 +100,16 @@ class PagedAttention:
     ) -> torch.Tensor:
         tokens, context = query.shape[0], step.context_tokens[index]
         if tokens == context:
-            key, value = (x.transpose(0, 1)[None] for x in fresh)
+            key, value = (x.transpose(0, 1).unsqueeze(0) for x in fresh)
         else:
             size = cache.key.shape[1]
-            key, value = cache.read(step.block_tables[index : index + 1, : -(-context // size)])
-            key, value = key[:, :, :context], value[:, :, :context]
+            table = step.block_tables.narrow(0, index, 1).narrow(1, 0, -(-context // size))
+            key, value = (x.narrow(2, 0, context) for x in cache.read(table))
         mask = None
         if tokens != context or self.window is not None:
             mask = step.once(("prefill", index, self.window), lambda: self._causal(step, index))
         out = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
+            query.transpose(0, 1).unsqueeze(0),
             key,
             value,
             attn_mask=mask,
@@ -115,13 +117,13 @@ class PagedAttention:
             scale=self.scale,
             enable_gqa=self.group > 1,
         )
-        return out[0].transpose(0, 1)
+        return out.squeeze(0).transpose(0, 1)
 
     def _causal(self, step: StepInput, index: int) -> torch.Tensor:
         """[tokens, L], True where a chunk's token may look."""
-        rows = slice(step.query_starts[index], step.query_starts[index + 1])
-        own = step.positions[rows][:, None]
-        at = torch.arange(step.context_tokens[index], device=own.device)[None, :]
+        begin, end = step.query_starts[index], step.query_starts[index + 1]
+        own = step.positions.narrow(0, begin, end - begin).unsqueeze(1)
+        at = torch.arange(step.context_tokens[index], device=own.device).unsqueeze(0)
         seen = at <= own
         if self.window is not None:
             seen &= at > own - self.window

@@ -25,8 +25,8 @@ class RotaryEmbedding:
         return step.once((self.rotary, dtype), lambda: self._tables(step, dtype))
 
     def _tables(self, step: StepInput, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = step.positions.to(torch.float32)[:, None] * self.frequencies[None, :]
-        both = torch.cat((angles, angles), dim=-1)[:, None, :]
+        angles = step.positions.to(torch.float32).unsqueeze(1) * self.frequencies
+        both = torch.cat((angles, angles), dim=-1).unsqueeze(1)
         return (both.cos() * self.amplitude).to(dtype), (both.sin() * self.amplitude).to(dtype)
 
     def __call__(self, x: torch.Tensor, step: StepInput) -> torch.Tensor:
@@ -35,7 +35,8 @@ class RotaryEmbedding:
         dim = self.rotary.dim
         if dim == x.shape[-1]:
             return _rotate(x, cos, sin)
-        return torch.cat((_rotate(x[..., :dim], cos, sin), x[..., dim:]), dim=-1)
+        turned, kept = x.split([dim, x.shape[-1] - dim], dim=-1)
+        return torch.cat((_rotate(turned, cos, sin), kept), dim=-1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

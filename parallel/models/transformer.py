@@ -29,8 +29,7 @@ class AttentionLayer:
 
     def __call__(self, x: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
         heads = self.project(x).view(x.shape[0], -1, self.head_dim)
-        value = heads[:, self.queries + self.keys :]
-        mixed = heads[:, : self.queries + self.keys]
+        mixed, value = heads.split([self.queries + self.keys, self.keys], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = mixed.split([self.queries, self.keys], dim=1)
             mixed = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)

@@ -32,14 +32,16 @@ class _Buffer:
 
     def put(self, values: Sequence[int]) -> torch.Tensor:
         count = len(values)
-        self.host[:count] = torch.tensor(values, dtype=torch.int64)
-        return self.device.upload(self.host[:count], self.there[:count])
+        self.host.narrow(0, 0, count).copy_(torch.tensor(values, dtype=torch.int64))
+        return self.device.upload(self.host.narrow(0, 0, count), self.there.narrow(0, 0, count))
 
     def put_rows(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
         padded = [[*row[:width], *([0] * (width - len(row)))] for row in rows]
         count = len(rows)
-        self.host[:count, :width] = torch.tensor(padded, dtype=torch.int64).view(count, width)
-        return self.device.upload(self.host[:count, :width], self.there[:count, :width])
+        filled = torch.tensor(padded, dtype=torch.int64).view(count, width)
+        self.host.narrow(0, 0, count).narrow(1, 0, width).copy_(filled)
+        host, there = (x.narrow(0, 0, count).narrow(1, 0, width) for x in (self.host, self.there))
+        return self.device.upload(host, there)
 
 
 class InputBuffers:

@@ -7,8 +7,6 @@ lifeline end a rank whose peers are lost, each with a message that names them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from parallel.collectives.control import ControlChannel
@@ -27,19 +25,10 @@ from parallel.runtime.warmup import warm_up
 from parallel.runtime.worker import Worker
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """`checkpoint` is a directory with weights; `collectives` 'auto', 'gloo' or 'shared_memory'."""
-
-    checkpoint: Path
-    collectives: str = "auto"
-    timeout_seconds: float = 120.0
-
-
 class RankJob:
     """Everything that this rank holds, made in order and given back in reverse."""
 
-    def __init__(self, plan: Plan, rank: int, device: Device, options: RunOptions):
+    def __init__(self, plan: Plan, rank: int, device: Device, options: MeshOptions):
         self.plan, self.rank, self.device = plan, rank, device
         degrees = plan.layout.degrees
         self.coordinates = degrees.coordinates(rank)
@@ -52,13 +41,7 @@ class RankJob:
         self.ledger = Ledger()
         self.clock = StepClock()
         self.activations = 0
-        self.mesh = Mesh.create(
-            degrees,
-            rank,
-            device,
-            self.ledger,
-            MeshOptions(collectives=options.collectives, timeout_seconds=options.timeout_seconds),
-        )
+        self.mesh = Mesh.create(degrees, rank, device, self.ledger, options)
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
         self.control = ControlChannel.open(self.mesh, self.replica)

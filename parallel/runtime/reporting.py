@@ -20,6 +20,8 @@ Json = dict[str, Any]
 
 def rank_report(worker: Worker, activations: int, runtime: int | None) -> Json:
     """Measured bytes by cause of this rank, and the rows of its ledger."""
+    for communicator in worker.mesh.communicators.values():
+        communicator.resolve()
     memory = worker.device.memory_statistics()
     weights, cache = worker.weights.bytes, worker.cache.bytes
     return {

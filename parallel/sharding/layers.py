@@ -47,7 +47,7 @@ class VocabularyEmbedding:
         local = ids - self.rows.begin
         mine = (local >= 0) & (local < self.rows.size)
         found = F.embedding(local.clamp(0, self.rows.size - 1), self.weight)
-        return self.axis.all_reduce(found * mine[:, None], "embedding")
+        return self.axis.all_reduce(found * mine.unsqueeze(1), "embedding")
 
 
 class VocabularyHead:

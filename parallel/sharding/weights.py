@@ -49,7 +49,7 @@ class Weights:
         self.tensors.append(tensor)
         row = 0
         for s in shards:
-            self.targets.append(Target(s, tensor[row : row + s.shape[0]]))
+            self.targets.append(Target(s, tensor.narrow(0, row, s.shape[0])))
             row += s.shape[0]
         return tensor
 

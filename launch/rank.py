@@ -1,0 +1,123 @@
+"""One rank of a run, from its environment to its exit: what serve and generate have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launch.entry import EXIT_FAILED, EXIT_USER, is_first_rank
+from launch.running import loading_bar, local_threads, rank_numbers, show_plan, show_report
+from launch.schema import RunKeys
+from parallel.collectives.mesh import MeshOptions
+from parallel.devices.select import select_device
+from parallel.errors import RunError, TesseraError, UserError
+from parallel.planner.memory import weight_bytes
+from parallel.planner.plan import Plan
+from parallel.runtime.job import RankJob
+
+Json = dict[str, Any]
+RouterAt = tuple[tuple[str, int], bytes]
+
+
+class Host:
+    """What rank 0 adds to its rank: whoever takes requests in and hands tokens out.
+
+    `router` says where the leaders connect; `loaded` is called when this rank is ready to serve,
+    `report` with the report of the whole run."""
+
+    def router(self) -> RouterAt:
+        raise RunError("this host has no router")
+
+    def loaded(self, job: RankJob) -> None:
+        return
+
+    def report(self, report: Json, file: str | None) -> None:
+        show_report(report, file)
+
+    def close(self) -> None:
+        return
+
+
+def run_rank(
+    settings: RunKeys, directory: Path, plan: Plan, make_host: Callable[[], Host]
+) -> int:
+    """`make_host` is called on rank 0 alone, before anything is loaded."""
+    host: Host | None = None
+    try:
+        if is_first_rank():
+            show_plan(plan)
+            host = make_host()
+        _run(settings, directory, plan, host)
+    except TesseraError as error:
+        # Other ranks may hang in native code and gloo aborts in a plain exit: leave at once.
+        where = "" if is_first_rank() else f"rank {os.environ['RANK']}: "
+        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_USER if isinstance(error, UserError) else EXIT_FAILED)
+    except Exception:
+        traceback.print_exc()
+        os._exit(EXIT_FAILED)
+    finally:
+        if host is not None:
+            host.close()
+    return 0
+
+
+def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None) -> None:
+    rank, local_rank = rank_numbers()
+    device = select_device(settings.device.value, local_rank, local_threads(settings))
+    device.activate()
+    options = MeshOptions(
+        collectives=settings.collectives.value,
+        timeout_seconds=settings.collective_timeout_seconds,
+        batches=plan.batches,
+    )
+    job = RankJob(plan, rank, device, options)
+    exchange = job.mesh.exchange
+    _same_plan(exchange.collect("plan", _digest(plan)))
+    if host is not None:
+        (name, port), key = host.router()
+        exchange.put("router", [name, port, key.hex()])
+        for line in job.mesh.describe():
+            print(line, flush=True)
+    name, port, key_text = exchange.get("router")
+    with loading_bar(weight_bytes(plan.layout, rank, plan.formats)) as advance:
+        job.load(advance)
+    job.warm_up()
+    if host is not None:
+        host.loaded(job)
+    job.serve((name, port), bytes.fromhex(key_text), _facts(plan, settings, directory))
+    report = job.final_report()
+    if host is not None and report is not None:
+        host.report(report, settings.report)
+    job.close()
+
+
+def _facts(plan: Plan, settings: RunKeys, directory: Path) -> Json:
+    spec = plan.layout.spec
+    return {
+        "plan": plan.to_json(),
+        "model": settings.model or spec.name,
+        "context_tokens": plan.context_tokens,
+        "vocabulary": spec.vocabulary,
+        "eos_token_ids": list(spec.eos_token_ids),
+    }
+
+
+def _digest(plan: Plan) -> str:
+    return hashlib.sha256(json.dumps(plan.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _same_plan(digests: list[str]) -> None:
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise RunError(
+            f"rank(s) {', '.join(map(str, others))} made another plan than rank 0: the hosts or "
+            "their settings differ; give the same command everywhere, and cluster=FILE.yaml and "
+            "memory_gib where the hosts differ"
+        )
