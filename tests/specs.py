@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -11,6 +12,9 @@ from parallel.architecture.checkpoint import build_spec
 from parallel.architecture.families import FAMILIES
 from parallel.architecture.spec import ModelSpec
 from parallel.hardware.facts import Cluster, DeviceType, Link, Node
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.search import Planner
 from parallel.units import GIB
 
 Config = dict[str, Any]
@@ -98,3 +102,35 @@ def toy_cluster(*devices: DeviceType) -> Cluster:
     """One node whose devices send 1 GB/s to each other."""
     link = Link("shared_memory", 1e9, 1e-6)
     return Cluster("toys", (Node("box", devices, link, len(devices), 64 * GIB),))
+
+
+BIG = small_spec(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=8,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    head_dim=64,
+    vocab_size=32003,
+    max_position_embeddings=2048,
+)
+"""Some 200 million parameters, none of them anywhere."""
+
+
+def toy_planner(
+    spec: ModelSpec = BIG,
+    devices: int = 4,
+    memory_gib: float = 4.0,
+    cluster: Cluster | None = None,
+    **changes: Any,
+) -> Planner:
+    """Plans for toys whose whole memory is the budget; `changes` overrule the planner's facts."""
+    planner = Planner(
+        spec,
+        cluster or toy_cluster(*[toy_device(memory_gib)] * devices),
+        choose_formats(spec),
+        EngineLimits(step_tokens=128, requests=8),
+        Workload(input_tokens=100, output_tokens=28, concurrency=4),
+        Budget(share=1.0),
+    )
+    return replace(planner, **changes)

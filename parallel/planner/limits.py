@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from parallel.errors import ConfigError
 
@@ -52,7 +53,7 @@ class Budget:
     share: float = 0.85
 
     def __post_init__(self) -> None:
-        if self.memory_gib is not None and self.memory_gib <= 0:
+        if self.memory_gib is not None and not 0 < self.memory_gib < inf:
             raise ConfigError(f"memory_gib={self.memory_gib} is out of range; give a positive size")
         if not 0 < self.share <= 1:
             raise ConfigError(f"memory_share={self.share} is out of range; give 0 < share ≤ 1")

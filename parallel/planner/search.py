@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from parallel.architecture.spec import ModelSpec
-from parallel.errors import CapacityError, UserError
+from parallel.errors import CapacityError, LayoutError, UserError
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
@@ -66,6 +66,11 @@ class Outcome:
         """Raises the error of the first rejection when there is no plan."""
         if self.plans:
             return self.plans[0]
+        if not self.rejected:
+            raise LayoutError(
+                "no tp, pp and dp that the model can take have the product asked for; start "
+                "another number of ranks, or leave an axis out"
+            )
         first = self.rejected[0]
         raise CapacityError(f"{first.reason}; {first.suggestion}")
 
@@ -93,7 +98,8 @@ class Planner:
             try:
                 plans.append(self.plan(degrees, wanted))
             except UserError as error:
-                rejected.append(Rejected(degrees, str(error), self._suggest(degrees, error, wanted)))
+                suggestion = self._suggest(degrees, error, wanted)
+                rejected.append(Rejected(degrees, str(error), suggestion))
         plans.sort(key=lambda p: (-p.tokens_per_second, p.layout.degrees.world_size))
         return Outcome(_mark_pareto(plans), tuple(rejected))
 
@@ -115,7 +121,7 @@ class Planner:
     def _suggest(self, degrees: Degrees, error: UserError, wanted: Wanted) -> str:
         """The smallest change that was tried and found to work."""
         if not isinstance(error, CapacityError):
-            return "change the degree as the reason says"
+            return self._nearest(degrees, wanted)
         free = Wanted(heads=wanted.heads)
         nearby = [Degrees(tp=degrees.tp, pp=degrees.pp * k, dp=1) for k in (2, 4, 8)]
         nearby += [Degrees(tp=degrees.tp * k, pp=degrees.pp, dp=1) for k in (2, 4, 8)]
@@ -135,6 +141,16 @@ class Planner:
                     return f"use engine.step_tokens={tokens}"
         return self._more_memory(degrees, wanted)
 
+    def _nearest(self, degrees: Degrees, wanted: Wanted) -> str:
+        """The legal layout that differs least from an illegal one."""
+        heads = min(b.attention.heads for b in self.spec.blocks)
+        nearest = Degrees(min(degrees.tp, heads), min(degrees.pp, self.spec.layers), degrees.dp)
+        if nearest != degrees and self._works(nearest, Wanted()):
+            return f"use {nearest}"
+        if self._works(degrees, Wanted()):
+            return "leave heads and stages to the planner"
+        return f"use at most {self.cluster.device_count} ranks, or a larger cluster"
+
     def _works(self, degrees: Degrees, wanted: Wanted) -> bool:
         try:
             self.plan(degrees, wanted)
@@ -152,11 +168,21 @@ class Planner:
                 low = middle
         if high >= 1024.0:
             return "use a cluster with more memory per device"
-        gib = ceil(high * 100) / 100
-        have = max(d.type.memory_bytes for d in self.cluster.devices) / GIB
-        if gib > have:
-            return f"use devices with at least {gib:.2f} GiB each (this cluster's have {have:.2f})"
-        return f"raise the budget to memory_gib={gib:.2f}"
+        gib = _hundredths(high)
+        used = self.cluster.devices[: degrees.world_size]
+        have = min(d.type.memory_bytes for d in used) / GIB
+        if gib <= have:
+            return f"raise the budget to memory_gib={gib:.2f}"
+        fixed = self.budget.memory_gib is not None
+        least = gib if fixed else _hundredths(high / self.budget.share)
+        return (
+            f"use devices with at least {least:.2f} GiB each (the smallest here has {have:.2f})"
+            + (f" and memory_gib={gib:.2f}" if fixed else "")
+        )
+
+
+def _hundredths(gib: float) -> float:
+    return ceil(gib * 100) / 100
 
 
 def _mark_pareto(plans: list[Plan]) -> tuple[Plan, ...]:

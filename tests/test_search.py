@@ -1,0 +1,217 @@
+"""The search over layouts: refusals whose numbers are true, advice that works, and ranking."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from specs import BIG, toy_cluster, toy_device, toy_planner
+
+from parallel.errors import CapacityError, HardwareError, LayoutError, UserError
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits
+from parallel.planner.memory import kv_bytes_per_token
+from parallel.planner.plan import Plan
+from parallel.planner.search import Outcome, Planner, Rejected, Wanted
+from parallel.units import format_bytes
+
+HALF = choose_formats(BIG, "bf16")
+
+# ---------------------------------------------------------------------------- refusals
+
+
+def test_the_numbers_of_a_refusal_are_true() -> None:
+    roomy = toy_planner(devices=1).plan(Degrees(), Wanted()).memory[0]
+    tight = toy_planner(devices=1, memory_gib=0.25)
+    with pytest.raises(CapacityError) as caught:
+        tight.plan(Degrees(), Wanted())
+    cache = 8 * 16 * kv_bytes_per_token(Layout.make(BIG, Degrees()), 0, tight.formats)
+    needed = roomy.weights + roomy.activations + cache
+    for words in (
+        f"doesn't fit with tp=1 pp=1 dp=1: rank 0 needs {format_bytes(needed)}",
+        f"weights {format_bytes(roomy.weights)}",
+        f"KV cache of one request {format_bytes(cache)}",
+        f"activations about {format_bytes(roomy.activations)}",
+        "its budget is 256.00 MiB",
+    ):
+        assert words in str(caught.value)
+    exact = toy_planner(devices=1, cluster=toy_cluster(toy_device(memory_bytes=needed)))
+    assert exact.plan(Degrees(), Wanted()).kv_cache_tokens == 128
+    one_less = toy_planner(devices=1, cluster=toy_cluster(toy_device(memory_bytes=needed - 1)))
+    with pytest.raises(CapacityError):
+        one_less.plan(Degrees(), Wanted())
+
+
+def test_the_fullest_rank_is_named() -> None:
+    small, large = toy_device(0.3, "small"), toy_device(4.0, "large")
+    planner = toy_planner(cluster=toy_cluster(large, small))
+    with pytest.raises(CapacityError, match="rank 1 needs"):
+        planner.plan(Degrees(tp=2), Wanted())
+
+
+def followed(planner: Planner, rejected: Rejected) -> Plan:
+    """The plan made as the suggestion says."""
+    words, degrees, wanted = rejected.suggestion, rejected.degrees, Wanted()
+    if found := re.fullmatch(r"use tp=(\d+) pp=(\d+) dp=(\d+)", words):
+        degrees = Degrees(*map(int, found.groups()))
+    elif words == "use precision.weights=bf16":
+        planner = replace(planner, formats=choose_formats(planner.spec, "bf16"))
+    elif found := re.fullmatch(r"use engine\.step_tokens=(\d+)", words):
+        limits = replace(planner.limits, step_tokens=int(found[1]))
+        planner = replace(planner, limits=limits)
+    elif found := re.fullmatch(r"raise the budget to memory_gib=([\d.]+)", words):
+        planner = replace(planner, budget=Budget(float(found[1])))
+    elif found := re.match(r"use devices with at least ([\d.]+) GiB each", words):
+        device = toy_device(float(found[1]))
+        planner = replace(planner, cluster=toy_cluster(*[device] * degrees.world_size))
+        if budget := re.search(r" and memory_gib=([\d.]+)$", words):
+            planner = replace(planner, budget=Budget(float(budget[1])))
+    else:
+        raise AssertionError(words)
+    return planner.plan(degrees, wanted)
+
+
+ALONE = Wanted(tp=1, pp=1, dp=1)
+LONG = EngineLimits(step_tokens=8192, requests=8)
+
+
+@pytest.mark.parametrize(
+    ("planner", "words"),
+    [
+        (toy_planner(memory_gib=0.5), "use tp="),
+        (toy_planner(memory_gib=0.5, devices=1), "use precision.weights=bf16"),
+        (
+            toy_planner(memory_gib=0.6, devices=1, limits=LONG, formats=HALF),
+            "use engine.step_tokens=128",
+        ),
+        (toy_planner(devices=1, budget=Budget(share=0.05)), "raise the budget to memory_gib="),
+        (toy_planner(memory_gib=0.2, devices=1), "use devices with at least"),
+    ],
+    ids=lambda v: v.split("=")[0] if isinstance(v, str) else "",
+)
+def test_suggestions_are_true(planner: Planner, words: str) -> None:
+    outcome = planner.search(ALONE)
+    assert outcome.plans == ()
+    (rejected,) = outcome.rejected
+    assert rejected.suggestion.startswith(words)
+    assert "doesn't fit" in rejected.reason
+    followed(planner, rejected)
+    with pytest.raises(CapacityError) as caught:
+        outcome.best()
+    assert str(caught.value) == f"{rejected.reason}; {rejected.suggestion}"
+
+
+@settings(max_examples=30)
+@given(
+    st.floats(0.05, 1.0),
+    st.integers(1, 4),
+    st.sampled_from((64, 4096)),
+    st.booleans(),
+    st.sampled_from((Budget(), Budget(0.1), Budget(share=0.3))),
+)
+def test_any_suggestion_is_true(
+    memory: float, devices: int, step: int, half: bool, budget: Budget
+) -> None:
+    planner = toy_planner(
+        memory_gib=memory,
+        devices=devices,
+        limits=EngineLimits(step_tokens=step, requests=8),
+        formats=choose_formats(BIG, "bf16" if half else "fp32"),
+        budget=budget,
+    )
+    for rejected in planner.search(Wanted(dp=1)).rejected:
+        followed(planner, rejected)
+
+
+def test_a_budget_no_device_has_is_not_suggested() -> None:
+    """Of a mixed cluster the smallest device counts."""
+    cluster = toy_cluster(toy_device(8.0), toy_device(0.2))
+    outcome = toy_planner(cluster=cluster, formats=choose_formats(BIG, "bf16")).search(
+        Wanted(2, 1, 1)
+    )
+    assert "(the smallest here has 0.20)" in outcome.rejected[0].suggestion
+
+
+# ---------------------------------------------------------------------------- search
+
+
+def degrees_of(outcome: Outcome) -> set[tuple[int, int, int]]:
+    found = [p.layout.degrees for p in outcome.plans] + [r.degrees for r in outcome.rejected]
+    assert len(set(found)) == len(found)
+    return {(d.tp, d.pp, d.dp) for d in found}
+
+
+def test_every_layout_is_planned_or_rejected() -> None:
+    outcome = toy_planner(memory_gib=0.7).search(Wanted())
+    assert degrees_of(outcome) == {
+        (tp, pp, dp)
+        for tp in range(1, 5)
+        for pp in range(1, 5)
+        for dp in range(1, 5)
+        if tp * pp * dp <= 4
+    }
+    assert outcome.plans and outcome.rejected
+    speeds = [(-p.tokens_per_second, p.layout.degrees.world_size) for p in outcome.plans]
+    assert speeds == sorted(speeds)
+    assert outcome.best() is outcome.plans[0]
+
+
+def test_only_the_ranks_that_were_started() -> None:
+    found = degrees_of(toy_planner(devices=6).search(Wanted(world_size=6)))
+    assert found == {
+        (t, p, 6 // t // p) for t in (1, 2, 3, 6) for p in (1, 2, 3, 6) if 6 % (t * p) == 0
+    }
+    assert degrees_of(toy_planner().search(Wanted(tp=2, world_size=4))) == {(2, 1, 2), (2, 2, 1)}
+    with pytest.raises(LayoutError, match="start another number of ranks"):
+        toy_planner().search(Wanted(tp=2, world_size=3)).best()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Wanted(17, 1, 1), "tp=17 is more than the 16 query heads"),
+        (Wanted(1, 9, 1), "pp=9 is more than the 8 layers"),
+        (Wanted(1, 1, 5), "rank 4 has no device: cluster 'toys' has 4"),
+        (Wanted(1, 2, 1, stages=(4, 5)), "stages=[4, 5] must be 2 positive numbers"),
+        (Wanted(8, 1, 1, heads="groups"), "tp=8 is more than the 4 KV heads"),
+    ],
+)
+def test_reasons_of_rejections(wanted: Wanted, words: str) -> None:
+    (rejected,) = toy_planner().search(wanted).rejected
+    assert words in rejected.reason
+    assert rejected.to_json()["suggestion"]
+    assert rejected.to_json()["tp"] == wanted.tp
+    with pytest.raises(UserError, match=re.escape(words)):
+        toy_planner().search(wanted).best()
+
+
+def test_illegal_degrees_raise() -> None:
+    with pytest.raises(HardwareError):
+        toy_planner().plan(Degrees(tp=5), Wanted())
+    with pytest.raises(LayoutError):
+        toy_planner().search(Wanted(tp=0))
+
+
+def test_pareto_marks() -> None:
+    expensive = toy_device(4.0, dollars_per_hour=50.0)
+    for cluster in (toy_cluster(*[toy_device(4.0)] * 4), toy_cluster(toy_device(4.0), expensive)):
+        found = toy_planner(cluster=cluster).search(Wanted()).plans
+
+        def point(p: Plan) -> tuple[float, ...]:
+            cost = p.dollars_per_million_tokens
+            assert cost is not None
+            return p.tpot_seconds, -p.tokens_per_second, p.layout.degrees.world_size, cost
+
+        for p in found:
+            beaten = any(
+                point(q) != point(p)
+                and all(a <= b for a, b in zip(point(q), point(p), strict=True))
+                for q in found
+            )
+            assert p.pareto is not beaten
+        assert any(p.pareto for p in found)
