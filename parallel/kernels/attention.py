@@ -14,6 +14,7 @@ from parallel.architecture.spec import Attention
 from parallel.kernels.cache import LayerCache
 from parallel.kernels.step import StepInput
 from parallel.layout.heads import RankHeads
+from parallel.planner.memory import GATHER_TOKENS
 
 
 class PagedAttention:
@@ -55,19 +56,29 @@ class PagedAttention:
         return grid.index_copy_(1, self.slots, query)
 
     def _decode(self, query: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
-        rows, _, dim = query.shape
+        """query [decodes, K·G, d] → the same shape; as many rows at once as may be gathered."""
+        rows, heads, dim = query.shape
         first, blocks = self._blocks(step, cache)
-        key, value = cache.read(blocks)
-        if rows == 1:
-            begin = self._begin(step.context_tokens[0]) - first
-            end = step.context_tokens[0] - first
-            key, value = (x.narrow(2, begin, end - begin) for x in (key, value))
-            mask = None
-        else:
-            mask = step.once(("decode", self.window), lambda: self._mask(step, first, key.shape[2]))
-        query = query.view(rows, self.kv_heads, self.group, dim)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
-        return out.reshape(rows, self.kv_heads * self.group, dim)
+        span = blocks.shape[1] * cache.key.shape[1]
+        most = max(1, GATHER_TOKENS // span)
+        mask = None
+        if rows > 1:
+            mask = step.once(("decode", self.window), lambda: self._mask(step, first, span))
+        parts = []
+        for begin in range(0, rows, most):
+            count = min(most, rows - begin)
+            key, value = cache.read(blocks.narrow(0, begin, count))
+            if rows == 1:
+                end = step.context_tokens[0] - first
+                start = self._begin(step.context_tokens[0]) - first
+                key, value = (x.narrow(2, start, end - start) for x in (key, value))
+            grouped = query.narrow(0, begin, count).view(count, self.kv_heads, self.group, dim)
+            seen = None if mask is None else mask.narrow(0, begin, count)
+            out = F.scaled_dot_product_attention(
+                grouped, key, value, attn_mask=seen, scale=self.scale
+            )
+            parts.append(out.reshape(count, heads, dim))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _begin(self, context: int) -> int:
         return 0 if self.window is None else max(0, context - self.window)
