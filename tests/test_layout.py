@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from specs import small_spec, specs
+from specs import BIG, small_spec, specs
 
 from parallel.architecture.spec import ModelSpec, Parameter, Role
 from parallel.errors import LayoutError
@@ -155,6 +155,13 @@ def test_default_models_heads_on_two_ranks() -> None:
     assert padded[1].query_rows(2)[1] == Piece(0, 2, padding=True)
 
 
+def test_shares_end_at_the_borders_of_groups_where_that_costs_nothing() -> None:
+    """8 heads on 3 ranks: 3, 3, 2 would let the second rank hold both KV heads."""
+    ranks = head_map(8, 2, 3, "replicate")
+    assert [r.queries for r in ranks] == [(0, 1), (2, 3), (4, 5, 6, 7)]
+    assert [r.kv for r in ranks] == [(0,), (0,), (1,)]
+
+
 def test_head_maps_that_are_refused() -> None:
     with pytest.raises(LayoutError, match=r"tp=10 is more than the 9 query heads.*1 to 9"):
         head_map(9, 3, 10)
@@ -224,7 +231,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 def holders(layout: Layout, p: Parameter, pp: int) -> list[list[int]]:
     """How often each index of the split dimension is held, by tp rank; [] where nothing is."""
-    found = []
+    found: list[list[int]] = []
     for tp in range(layout.degrees.tp):
         shards = [s for s in layout.shards(layout.degrees.rank(tp, pp, 0)) if s.parameter is p]
         assert len(shards) <= 1
@@ -333,6 +340,12 @@ def test_a_tied_table_is_held_by_both_end_stages() -> None:
     assert sum(map(apart.weight_elements, range(3))) == spec.elements + table.elements
     together = Layout.make(spec, Degrees())
     assert sum(s.parameter is table for s in together.shards(0)) == 1
+
+
+def test_the_heads_matrix_weighs_as_the_layers_it_equals() -> None:
+    """Five layers of some 15 million elements against three and a head of 33 million."""
+    layout = Layout.make(BIG, Degrees(pp=2))
+    assert [len(s.layers) for s in layout.stages] == [5, 3]
 
 
 def test_stages_and_heads_as_the_user_says() -> None:

@@ -25,7 +25,7 @@ from parallel.planner.plan import Plan
 from parallel.planner.search import Wanted
 from parallel.planner.timing import step_time
 from parallel.precision import precision
-from parallel.units import GIB, MIB
+from parallel.units import GIB
 
 FP32, BF16 = precision("fp32"), precision("bf16")
 
@@ -88,13 +88,21 @@ def plans(draw: st.DrawFn) -> Plan:
         requests=draw(st.integers(1, 4)),
         block_tokens=draw(st.integers(1, 8)),
     )
-    spare = draw(st.integers(50_000, 400_000))
-    device = toy_device(memory_bytes=75 * MIB + spare)
-    cluster = toy_cluster(*[device] * degrees.world_size)
     formats = choose_formats(spec, draw(st.sampled_from(("fp32", "bf16"))))
     small = Workload(1, 1, draw(st.integers(1, 9)))
-    planner = toy_planner(spec, cluster=cluster, formats=formats, limits=limits, workload=small)
-    return planner.plan(degrees, Wanted(heads=draw(st.sampled_from(("auto", "padded")))))
+    wanted = Wanted(heads=draw(st.sampled_from(("auto", "padded"))))
+
+    def made(memory_bytes: int) -> Plan:
+        cluster = toy_cluster(*[toy_device(memory_bytes=memory_bytes)] * degrees.world_size)
+        planner = toy_planner(spec, cluster=cluster, formats=formats, limits=limits, workload=small)
+        return planner.plan(degrees, wanted)
+
+    # Room for some of the blocks that an ample budget gets, and for a part of one more.
+    ample = made(GIB)
+    blocks = draw(st.integers(min(2, ample.blocks), ample.blocks + 1))
+    rest = draw(st.integers(0, ample.memory[0].kv_cache // ample.blocks))
+    fewer = ample.blocks - blocks
+    return made(rest + max(m.total - fewer * (m.kv_cache // ample.blocks) for m in ample.memory))
 
 
 @given(plans())

@@ -161,13 +161,16 @@ def test_top_p_works_on_what_top_k_left() -> None:
     assert found == {1, 2}
 
 
-def test_restrictions_that_keep_everything_change_nothing() -> None:
+@pytest.mark.parametrize("change", [{"top_k": 40}, {"top_k": 99}, {"top_p": 0.99999}], ids=str)
+def test_restrictions_that_keep_everything_change_nothing(change: dict[str, float]) -> None:
     for seed in range(50):
-        x = logits(seed, 1, 40)
+        x = logits(seed, 1, 40) / 4
         free = Sampling(temperature=1.3, seed=seed)
         row = Row(free, tokens_at(4), 4)
-        kept = Row(replace(free, top_k=40), tokens_at(4), 4)
+        kept = Row(replace(free, **change), tokens_at(4), 4)  # type: ignore[arg-type]
         assert sample(x, [row]) == sample(x, [kept])
+    even = torch.zeros(3)
+    assert set(draws(even, Sampling(temperature=1, top_p=0.99), 99)) == {0, 1, 2}
 
 
 ANY = st.builds(

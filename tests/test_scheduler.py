@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,9 +19,9 @@ from parallel.scheduling.scheduler import Batch, Limits, Scheduler
 EOS = 7
 
 
-def request(number: int, prompt: int, new: int = 4, **sampling: object) -> Request:
+def request(number: int, prompt: int, new: int = 4, **sampling: Any) -> Request:
     tokens = tuple(100 + i for i in range(prompt))
-    return Request(number, tokens, Sampling(max_tokens=new, **sampling))  # type: ignore[arg-type]
+    return Request(number, tokens, Sampling(max_tokens=new, **sampling))
 
 
 def make(
@@ -104,7 +105,7 @@ def test_requests_that_can_never_be_served() -> None:
     ],
 )
 def test_why_requests_end(
-    sampling: dict[str, object], tokens: list[int], reason: str, length: int
+    sampling: dict[str, Any], tokens: list[int], reason: str, length: int
 ) -> None:
     scheduler = make()
     scheduler.add(request(3, 5, **sampling))
