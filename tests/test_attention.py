@@ -171,6 +171,24 @@ def test_decodes_alone(window: int | None) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 5])
+def test_decodes_gather_no_more_than_the_plan_counts(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = []
+    read = LayerCache.read
+
+    def counting(self: LayerCache, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gathered.append(blocks.numel() * BLOCK_TOKENS)
+        return read(self, blocks)
+
+    monkeypatch.setattr(LayerCache, "read", counting)
+    monkeypatch.setattr("parallel.kernels.attention.GATHER_TOKENS", 2 * 32 + 1)
+    local = head_map(9, 3, 2, "replicate")[1]
+    run(attention_of(9, 3, window), local, [30, 31, 2, 17, 28], chunk=1, seed=3)
+    assert 32 < max(gathered) <= 64
+
+
+@pytest.mark.parametrize("window", [None, 5])
 def test_whole_prompts(window: int | None) -> None:
     for local in head_map(6, 2, 2):
         run(attention_of(6, 2, window), local, [40, 40, 3], chunk=40, seed=1)
