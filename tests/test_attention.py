@@ -5,6 +5,7 @@ Shapes: N tokens of a whole sequence, H query and K KV heads of a rank, d head d
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,6 +30,15 @@ CPU = torch.device("cpu")
 BLOCK_TOKENS = 4
 BLOCKS = 64
 DIM = 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are computed sooner by one thread than by several that wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def dense(

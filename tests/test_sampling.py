@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,15 @@ CHI_SQUARE = {3: 21.1, 7: 29.9, 15: 44.3}
 
 GOLDEN_UNIFORM = [0.28176129772258507, 0.6524484863740322, 0.7012121095215252]
 GOLDEN_FAR = [0.44075282805593596]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are computed sooner by one thread than by several that wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
