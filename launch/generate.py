@@ -29,7 +29,7 @@ def main(settings: GenerateCommand) -> int:
 
 def _batch(settings: GenerateCommand, directory: Path, plan: Plan) -> Batch:
     """Reads and checks the input, so that a bad line is found before anything is loaded."""
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = Tokenizer.find(directory)
     vocabulary = plan.layout.spec.vocabulary
     lines = read_lines(Path(settings.input), tokenizer, plan.context_tokens, vocabulary)
     return Batch(lines, tokenizer)

@@ -112,8 +112,8 @@ class _Answer:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
             if self.stream is not None:
-                self.text += self.stream.push(event.token)
-                if self.stream.stopped:
+                self.text += self.stream.push([event.token])
+                if self.stream.stopped is not None:
                     self.finish_reason = "stop"
                     return event.finish_reason is None
         if event.finish_reason is not None:

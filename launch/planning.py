@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 
 from launch.entry import CONFIGS
@@ -48,6 +49,7 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
         EngineLimits(**asdict(settings.engine)),
         Workload(**asdict(settings.workload)),
         Budget(settings.memory_gib, settings.memory_share),
+        cache(partial(load_cluster, settings.cluster, CLUSTERS)),
     )
 
 

@@ -17,7 +17,6 @@ from parallel.conversion.resolve import resolve_model
 from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
 from parallel.report.render import make_console
-from parallel.report.report import summary_lines
 from parallel.report.tables import plan_tables, report_tables
 
 Json = dict[str, object]
@@ -89,10 +88,7 @@ def loading_bar(total_bytes: int) -> Iterator[Callable[[int], None]]:
 
 
 def show_report(report: Json, file: str | None) -> None:
-    console = make_console()
-    report_tables(report, console)
-    for line in summary_lines(report):
-        print(line)
+    report_tables(report, make_console())
     sys.stdout.flush()
     if file is not None:
         Path(file).write_text(json.dumps(report, indent=2) + "\n")

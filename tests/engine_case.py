@@ -112,7 +112,7 @@ def generate(
             job.control.broadcast({"op": "stop"})
             free = engine.scheduler.blocks.free
         else:
-            job._follow()
+            job.follow()
             free = plan.blocks
         return {
             "tokens": router.tokens if job.is_leader else None,

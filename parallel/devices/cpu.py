@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
 from parallel.devices.base import Device, MemoryStatistics, Timer
 from parallel.devices.process import reset_peak_rss, status_bytes
+
+
+_LAZY_BYTES = 1 << 20
 
 
 class HostTimer(Timer):
@@ -36,6 +41,14 @@ class CpuDevice(Device):
     def activate(self) -> None:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Large tensors are pages that the kernel zeroes when they are first touched: a cache costs
+        what is used of it."""
+        size = prod(shape) * dtype.itemsize
+        if size < _LAZY_BYTES:
+            return torch.zeros(tuple(shape), dtype=dtype)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(tuple(shape))
 
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(tuple(shape), dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -83,13 +83,14 @@ class Planner:
     limits: EngineLimits
     workload: Workload
     budget: Budget
+    resized: Callable[[int], Cluster] | None = None
+    """The cluster as so many ranks see it, where that differs: ranks share the cores of a host."""
 
     def plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
         layout = Layout.make(self.spec, degrees, wanted.stages, wanted.heads)
-        self.cluster.device(degrees.world_size - 1)
-        return make_plan(
-            layout, self.cluster, self.formats, self.limits, self.workload, self.budget
-        )
+        cluster = self.cluster if self.resized is None else self.resized(degrees.world_size)
+        cluster.device(degrees.world_size - 1)
+        return make_plan(layout, cluster, self.formats, self.limits, self.workload, self.budget)
 
     def search(self, wanted: Wanted) -> Outcome:
         plans: list[Plan] = []

@@ -59,7 +59,7 @@ class RankJob:
     def serve(self, address: tuple[str, int], authkey: bytes, facts: dict[str, Any]) -> None:
         """Until the router says stop. `facts` tell the router what it serves."""
         if not self.is_leader:
-            self._follow()
+            self.follow()
             return
         router = connect(address, authkey)
         try:
@@ -76,7 +76,7 @@ class RankJob:
             self.plan, self.worker, self.control, router, self.clock, self.replica_report
         ).run()
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         while (message := self.control.receive())["op"] != "stop":
             if message["op"] == "step":
                 result = self.worker.run(StepMessage.from_wire(message))

@@ -1,5 +1,6 @@
-"""The largest steps that the limits allow, run once before serving: every buffer is touched, every
-kernel chosen, and the activations' peak is measured for the report."""
+"""The largest batches that the limits allow, run once before serving: every buffer is touched, every
+kernel chosen, and the activations' peak is measured for the report. The context is short, so that
+starting stays quick: what a long one adds is in the prediction alone."""
 
 from __future__ import annotations
 
@@ -31,21 +32,20 @@ def warm_up(worker: Worker, device: Device) -> int:
 def _messages(worker: Worker) -> Iterator[StepMessage]:
     plan = worker.plan
     context, blocks = plan.context_tokens, plan.blocks
-    tokens = min(plan.limits.step_tokens, context - 1)
+    length = min(plan.limits.step_tokens, context - 1)
     rows = min(plan.limits.requests, plan.limits.step_tokens)
     per_sequence = -(-context // plan.limits.block_tokens)
     table = [i % blocks for i in range(per_sequence)]
     greedy = Sampling().to_wire()
-    prompt = [0] * (context - 1)
+    prompt = [0] * length
     yield StepMessage(
         serial=0,
         phase="warmup",
         tokens=[],
         left=[],
         joined=[(0, prompt, table, greedy)],
-        chunks=[Chunk(0, len(prompt) - tokens, tokens, True)],
+        chunks=[Chunk(0, 0, length, True)],
     )
-    length = min(len(prompt), 128)
     yield StepMessage(
         serial=1,
         phase="warmup",
