@@ -79,7 +79,8 @@ def activation(config: Config, key: str, default: str) -> str:
 def _llama_facts(config: Config) -> Facts:
     hidden, heads = required(config, "hidden_size"), required(config, "num_attention_heads")
     layers = required(config, "num_hidden_layers")
-    kv_heads = int(config.get("num_key_value_heads") or heads)
+    grouped = config.get("num_key_value_heads") is not None
+    kv_heads = required(config, "num_key_value_heads") if grouped else heads
     head_dim = int(config.get("head_dim") or hidden // heads)
     if heads % kv_heads:
         raise CheckpointError(
@@ -121,8 +122,9 @@ def _each(facts: Facts, change: Callable[[int, Attention], Attention]) -> Facts:
 
 
 def _mistral_facts(config: Config) -> Facts:
-    window = config.get("sliding_window")
-    return _each(_llama_facts(config), lambda _, a: replace(a, window=window))
+    # Keys that older configs leave out have other defaults here than in Llama's.
+    facts = {"num_key_value_heads": 8, "sliding_window": 4096, **config}
+    return _each(_llama_facts(facts), lambda _, a: replace(a, window=facts["sliding_window"]))
 
 
 def _qwen_window(config: Config, layer: int) -> int | None:
@@ -130,10 +132,15 @@ def _qwen_window(config: Config, layer: int) -> int | None:
         return None
     kinds = config.get("layer_types")
     if kinds:
+        if layer >= len(kinds):
+            raise CheckpointError(
+                f"config.json: layer_types names {len(kinds)} layers, layer {layer} is not there"
+            )
         sliding = kinds[layer] == "sliding_attention"
     else:
         sliding = layer >= int(config.get("max_window_layers", 28))
-    return int(config.get("sliding_window") or 4096) if sliding else None
+    window = config.get("sliding_window", 4096)
+    return int(window) if sliding and window is not None else None
 
 
 def _qwen2_facts(config: Config) -> Facts:

@@ -47,7 +47,8 @@ def balanced(costs: Sequence[float], first: float, last: float, pp: int) -> tupl
     """The cut whose dearest stage is cheapest, by dynamic programming over cut points.
 
     `costs` per layer; `first` and `last` are what the embedding and the head add to the end
-    stages. Among equal bottlenecks, the one with the least sum of squares: the most even.
+    stages. Equal bottlenecks are told apart by the sum of squares, as far as the programme
+    keeps them: mostly the more even cut.
     """
     layers = len(costs)
     if pp > layers:

@@ -61,7 +61,7 @@ class Plan:
     @property
     def ttft_seconds(self) -> float:
         chunks = -(-self.workload.input_tokens // self.limits.step_tokens)
-        return chunks * self.prefill.seconds if chunks > 1 else self.prefill.seconds
+        return chunks * self.prefill.seconds
 
     @property
     def tpot_seconds(self) -> float:
