@@ -50,7 +50,10 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        raise ConfigError(f"'{argument}' can't be read as key=value: {error}") from None
+        raise ConfigError(
+            f"'{argument}' can't be read as key=value ({str(error).splitlines()[0]}); quote a value "
+            "that holds '=', ',' or brackets once more: key=\"'value'\""
+        ) from None
     key = override.key_or_group
     if key.split(".")[0] == "hydra":
         return argument

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 from launch.entry import EXIT_FAILED, EXIT_USER, is_first_rank
 from launch.running import loading_bar, local_threads, rank_numbers, show_plan, show_report
 from launch.schema import RunKeys
+from launch.signals import on_termination
+from parallel.collectives.lifeline import end_process
 from parallel.collectives.mesh import MeshOptions
 from parallel.devices.select import select_device
 from parallel.errors import RunError, TesseraError, UserError
@@ -40,6 +44,12 @@ class Host:
     def report(self, report: Json, file: str | None) -> None:
         show_report(report, file)
 
+    def terminate(self, signal_name: str) -> None:
+        """A signal asks for the end. Whoever waits for the answers gets none."""
+        # A dead rank makes torchrun end the others: the lifeline may have something to say first.
+        time.sleep(1.0)
+        end_process(f"stopped by {signal_name}; nothing was written")
+
     def close(self) -> None:
         return
 
@@ -49,6 +59,13 @@ def run_rank(
 ) -> int:
     """`make_host` is called on rank 0 alone, before anything is loaded."""
     host: Host | None = None
+
+    def terminate(number: signal.Signals) -> None:
+        # Other ranks leave with rank 0: its lifeline tells them.
+        if host is not None:
+            host.terminate(number.name)
+
+    on_termination(terminate)
     try:
         if is_first_rank():
             show_plan(plan)
@@ -60,6 +77,8 @@ def run_rank(
         print(f"error: {where}{error}", file=sys.stderr, flush=True)
         os._exit(EXIT_USER if isinstance(error, UserError) else EXIT_FAILED)
     except Exception:
+        # A peer that died shows first as an error of gloo or NCCL: let the lifeline name it.
+        time.sleep(1.0)
         traceback.print_exc()
         os._exit(EXIT_FAILED)
     finally:

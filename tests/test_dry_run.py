@@ -1,0 +1,124 @@
+"""The real model code on CUDA tensors without a GPU: Llama 3.1 70B and 405B as one rank of many.
+
+Nothing is allocated and nothing sent; shapes, devices, bytes and the number of collectives are those
+of the real run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from parallel.architecture.checkpoint import build_spec
+from parallel.architecture.spec import ModelSpec
+from parallel.collectives.mesh import Mesh
+from parallel.devices.fake import FakeCudaDevice
+from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.facts import Cluster
+from parallel.instrument.ledger import Ledger
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.communication import step_collectives
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.plan import make_plan
+from parallel.runtime.sequences import Chunk, StepMessage
+from parallel.runtime.worker import Worker
+from parallel.requests.types import Sampling
+
+CLUSTERS = Path(__file__).resolve().parent.parent / "configs" / "clusters"
+
+
+def llama31(layers: int, hidden: int, heads: int, width: int) -> ModelSpec:
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "torch_dtype": "bfloat16",
+    }
+    return build_spec(config, None, f"llama-{layers}")
+
+
+SPECS = {"70B": llama31(80, 8192, 64, 28672), "405B": llama31(126, 16384, 128, 53248)}
+
+
+def h200s(nodes: int) -> Cluster:
+    node = load_cluster("8xh200", CLUSTERS).nodes[0]
+    network = load_cluster("2x8xa100", CLUSTERS).network
+    return Cluster("h200s", tuple(replace(node, name=f"n{i}") for i in range(nodes)), network)
+
+
+@pytest.fixture
+def fake() -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("model", "degrees", "rank"),
+    [
+        ("70B", Degrees(tp=8), 3),
+        ("70B", Degrees(tp=8, pp=2), 9),
+        ("70B", Degrees(tp=5, pp=3), 14),
+        ("70B", Degrees(tp=8, pp=4, dp=2), 63),
+        ("405B", Degrees(tp=8, pp=2), 0),
+        ("405B", Degrees(tp=16), 5),
+        ("405B", Degrees(tp=8, pp=8), 63),
+        ("405B", Degrees(tp=64), 17),
+    ],
+    ids=str,
+)
+def test_one_rank_of_many(model: str, degrees: Degrees, rank: int, fake: None) -> None:
+    spec, device = SPECS[model], FakeCudaDevice()
+    limits = EngineLimits(step_tokens=512, requests=8, context_tokens=4096)
+    formats = choose_formats(spec)
+    layout = Layout.make(spec, degrees)
+    plan = make_plan(layout, h200s(8), formats, limits, Workload(512, 128, 8), Budget())
+    ledger = Ledger()
+    worker = Worker(plan, rank, Mesh.dry(degrees, rank, device, ledger), device, ledger)
+    assert worker.weights.bytes == plan.memory[rank].weights
+    assert worker.cache.bytes == plan.memory[rank].kv_cache
+    assert all(t.device.type == "cuda" for t in worker.weights.tensors)
+
+    sampling = Sampling().to_wire()
+    joined = [(0, [1] * 300, list(range(20)), sampling), (1, [1] * 9, [20], sampling)]
+    chunks = [Chunk(1, 8, 1, True), Chunk(0, 0, 300, True)]
+    worker.run(StepMessage(0, "prefill", [], [], joined, chunks))
+    decode = [Chunk(0, 300, 1, True), Chunk(1, 9, 1, True)]
+    worker.run(StepMessage(1, "decode", [(0, 5), (1, 6)], [], [], decode))
+
+    counted = {(c.axis, c.op, c.layer): c for c in step_collectives(layout, rank, formats, 2, 2)}
+    found = {k[:3]: c for k, c in ledger.counters.items() if k[3] == "decode" and k[1] != "recv"}
+    assert {k: c.calls for k, c in found.items()} == {k: c.calls for k, c in counted.items()}
+    assert {k: c.bytes for k, c in found.items()} == {
+        k: c.calls * c.sent_bytes for k, c in counted.items()
+    }
+
+
+def test_fake_tensors_never_touch_the_host(fake: None) -> None:
+    device = FakeCudaDevice()
+    tensor = device.zeros((1 << 40,), torch.bfloat16)
+    Mesh.dry(Degrees(tp=2), 0, device, Ledger()).tp.all_reduce(tensor, "test")
+    assert tensor.device.type == "cuda" and tensor.nbytes == 2 << 40
