@@ -13,7 +13,6 @@ from parallel.collectives.links import own_address
 from parallel.errors import RunError
 from parallel.requests.router import Router
 from parallel.requests.wire import listen
-from parallel.runtime.job import RankJob
 
 
 class BatchHost(Host):
@@ -27,7 +26,7 @@ class BatchHost(Host):
     def router(self) -> RouterAt:
         return self._listener.address, self._key
 
-    def loaded(self, job: RankJob) -> None:
+    def loaded(self, report: dict[str, Any]) -> None:
         Thread(target=self._work, daemon=True, name="batch").start()
 
     def _work(self) -> None:

@@ -32,13 +32,13 @@ RouterAt = tuple[tuple[str, int], bytes]
 class Host:
     """What rank 0 adds to its rank: whoever takes requests in and hands tokens out.
 
-    `router` says where the leaders connect; `loaded` is called when this rank is ready to serve,
-    `report` with the report of the whole run."""
+    `router` says where the leaders connect; `loaded` is called when all ranks are ready to serve,
+    with what they measured so far, `report` with the report of the whole run."""
 
     def router(self) -> RouterAt:
         raise RunError("this host has no router")
 
-    def loaded(self, job: RankJob) -> None:
+    def loaded(self, report: Json) -> None:
         return
 
     def report(self, report: Json, file: str | None) -> None:
@@ -108,10 +108,11 @@ def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None) -> N
     with loading_bar(weight_bytes(plan.layout, rank, plan.formats)) as advance:
         job.load(advance)
     job.warm_up()
-    if host is not None:
-        host.loaded(job)
+    loaded = job.report("loaded")
+    if host is not None and loaded is not None:
+        host.loaded(loaded)
     job.serve((name, port), bytes.fromhex(key_text), _facts(plan, settings, directory))
-    report = job.final_report()
+    report = job.report("final")
     if host is not None and report is not None:
         host.report(report, settings.report)
     job.close()

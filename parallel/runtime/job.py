@@ -96,10 +96,11 @@ class RankJob:
         ranks = [self.own_report(), *self.control.gather()]
         return make_report(self.plan, ranks, predicted_steps(self.plan, self.clock))
 
-    def final_report(self) -> Json | None:
-        """On rank 0 the report of all ranks, at the end of the run; None elsewhere."""
+    def report(self, occasion: str) -> Json | None:
+        """On rank 0 the report of all ranks, None elsewhere. Every rank calls it, outside of
+        `serve`, with another word each time."""
         mine = {**self.own_report(), "steps": predicted_steps(self.plan, self.clock)}
-        entries = self.mesh.collect("report", mine)
+        entries = self.mesh.collect(f"report/{occasion}", mine)
         if entries is None:
             return None
         steps = _summed([e["steps"] for e in entries])

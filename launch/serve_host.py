@@ -1,0 +1,77 @@
+"""Rank 0 of `serve`: the front process beside it, from the bound port to the drained end."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from launch.rank import Host, RouterAt
+from launch.running import show_report
+from launch.schema import ServeCommand
+from parallel.collectives.links import own_address
+from parallel.errors import RunError
+from parallel.planner.plan import Plan
+from parallel.server.process import spawn_front
+from parallel.server.settings import FrontSettings
+
+
+class ServeHost(Host):
+    def __init__(self, settings: ServeCommand, directory: Path, plan: Plan, key: str | None):
+        self._key = secrets.token_bytes(16)
+        self._has_api_key = key is not None
+        self._name = settings.served_model_name or plan.layout.spec.name
+        self._drain_seconds = settings.drain_seconds
+        self._front = spawn_front(
+            FrontSettings(
+                model_directory=str(directory),
+                model_name=self._name,
+                router_key=self._key.hex(),
+                replicas=plan.layout.degrees.dp,
+                router_host=own_address(),
+                host=settings.host,
+                port=settings.port,
+                api_key=key,
+                drain_seconds=settings.drain_seconds,
+            )
+        )
+        self._host, self._port = self._front.wait_listening()
+
+    def router(self) -> RouterAt:
+        return self._front.router_address, self._key
+
+    def loaded(self, report: dict[str, Any]) -> None:
+        """Predicted against measured so far; the address as soon as the front serves."""
+        show_report(report, None)
+        Thread(target=self._announce, daemon=True, name="announce").start()
+
+    def _announce(self) -> None:
+        try:
+            self._front.wait_ready()
+        except RunError:
+            # The front went away before it served: the leader's channel says so.
+            return
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        address = f"http://{host}:{self._port}"
+        body = {
+            "model": self._name,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 32,
+        }
+        key = "-H \"Authorization: Bearer $TESSERA_API_KEY\" " if self._has_api_key else ""
+        print(
+            f"try: curl {address}/v1/chat/completions {key}-H 'Content-Type: application/json' "
+            f"-d '{json.dumps(body)}'"
+        )
+        print(f"ready {address}", flush=True)
+
+    def terminate(self, signal_name: str) -> None:
+        print(f"{signal_name}: finishing what runs", file=sys.stderr, flush=True)
+        self._front.drain()
+
+    def close(self) -> None:
+        if self._front.wait(timeout=self._drain_seconds + 5) is None:
+            self._front.terminate()
