@@ -51,8 +51,8 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
         raise ConfigError(
-            f"'{argument}' can't be read as key=value ({str(error).splitlines()[0]}); quote a value "
-            "that holds '=', ',' or brackets once more: key=\"'value'\""
+            f"'{argument}' can't be read as key=value ({str(error).splitlines()[0]}); quote a "
+            "value that holds '=', ',' or brackets once more: key=\"'value'\""
         ) from None
     key = override.key_or_group
     if key.split(".")[0] == "hydra":
@@ -97,9 +97,7 @@ def fail(error: TesseraError) -> int:
     return EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
 
 
-def run_command(
-    name: str, schema: type[Settings], task: Callable[[Settings], int | None]
-) -> None:
+def run_command(name: str, schema: type[Settings], task: Callable[[Settings], int | None]) -> None:
     """Runs `task` with the settings of `configs/<name>.yaml` and the command line, and exits:
     0 done, 1 a run that failed, 2 a user's error (Hydra's own included)."""
     codes: list[int] = []

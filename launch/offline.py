@@ -1,4 +1,4 @@
-"""Requests from a file of JSON lines, their continuations to another: the batch side of generate."""
+"""Requests from a file of JSON lines, their continuations to another."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Line:
     stop: tuple[str, ...]
 
 
-def read_lines(path: Path, tokenizer: Tokenizer | None, context: int, vocabulary: int) -> list[Line]:
+def read_lines(
+    path: Path, tokenizer: Tokenizer | None, context: int, vocabulary: int
+) -> list[Line]:
     """Raises `ConfigError` naming the line that can't be used."""
     if not path.is_file():
         raise ConfigError(f"input={path} is not a file; give JSON lines with 'prompt'")
@@ -53,7 +55,9 @@ def _line(body: Any, tokenizer: Tokenizer | None, context: int, vocabulary: int)
         raise RequestError("expected a JSON object with 'prompt' or 'prompt_token_ids'")
     for key in body:
         if key not in _KEYS:
-            raise RequestError(f"unknown key '{key}'{did_you_mean(key, _KEYS)}; known: {', '.join(_KEYS)}")
+            raise RequestError(
+                f"unknown key '{key}'{did_you_mean(key, _KEYS)}; known: {', '.join(_KEYS)}"
+            )
     prompt = _prompt(body, tokenizer, vocabulary)
     given = {k: v for k, v in body.items() if k in _SAMPLING and v is not None}
     if isinstance(given.get("logprobs"), bool):
@@ -81,13 +85,20 @@ def _prompt(body: dict[str, Any], tokenizer: Tokenizer | None, vocabulary: int) 
     if (ids is None) == (text is None):
         raise RequestError("give either 'prompt' or 'prompt_token_ids'")
     if ids is not None:
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocabulary for i in ids):
-            raise RequestError(f"'prompt_token_ids' must be a list of ids from 0 to {vocabulary - 1}")
+        if not isinstance(ids, list) or not all(
+            type(i) is int and 0 <= i < vocabulary for i in ids
+        ):
+            raise RequestError(
+                f"'prompt_token_ids' must be a list of ids from 0 to {vocabulary - 1}"
+            )
         found = tuple(ids)
     elif not isinstance(text, str):
         raise RequestError("'prompt' must be a string")
     elif tokenizer is None:
-        raise RequestError("'prompt' needs a tokenizer, and the model has no tokenizer.json; give 'prompt_token_ids'")
+        raise RequestError(
+            "'prompt' needs a tokenizer, and the model has no tokenizer.json; "
+            "give 'prompt_token_ids'"
+        )
     else:
         found = tuple(tokenizer.encode(text))
     if not found:

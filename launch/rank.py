@@ -54,9 +54,7 @@ class Host:
         return
 
 
-def run_rank(
-    settings: RunKeys, directory: Path, plan: Plan, make_host: Callable[[], Host]
-) -> int:
+def run_rank(settings: RunKeys, directory: Path, plan: Plan, make_host: Callable[[], Host]) -> int:
     """`make_host` is called on rank 0 alone, before anything is loaded."""
     host: Host | None = None
 

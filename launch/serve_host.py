@@ -61,7 +61,7 @@ class ServeHost(Host):
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
             "max_tokens": 32,
         }
-        key = "-H \"Authorization: Bearer $TESSERA_API_KEY\" " if self._has_api_key else ""
+        key = '-H "Authorization: Bearer $TESSERA_API_KEY" ' if self._has_api_key else ""
         print(
             f"try: curl {address}/v1/chat/completions {key}-H 'Content-Type: application/json' "
             f"-d '{json.dumps(body)}'"

@@ -1,7 +1,7 @@
 """The real model code on CUDA tensors without a GPU: Llama 3.1 70B and 405B as one rank of many.
 
-Nothing is allocated and nothing sent; shapes, devices, bytes and the number of collectives are those
-of the real run.
+Nothing is allocated and nothing sent; shapes, devices, bytes and the number of collectives are
+those of the real run.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from parallel.planner.communication import step_collectives
 from parallel.planner.formats import choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import make_plan
+from parallel.requests.types import Sampling
 from parallel.runtime.sequences import Chunk, StepMessage
 from parallel.runtime.worker import Worker
-from parallel.requests.types import Sampling
 
 CLUSTERS = Path(__file__).resolve().parent.parent / "configs" / "clusters"
 

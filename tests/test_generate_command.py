@@ -41,7 +41,11 @@ def test_tokens_logprobs_and_report_of_two_ranks(model: Path, tmp_path: Path) ->
     source = write_prompts(tmp_path / "in.jsonl", max_tokens=12, logprobs=1)
     out, report_file = tmp_path / "out.jsonl", tmp_path / "report.json"
     done = run(
-        "generate", *limits(model), "tp=2", f"input={source}", f"output={out}",
+        "generate",
+        *limits(model),
+        "tp=2",
+        f"input={source}",
+        f"output={out}",
         f"report={report_file}",
     )
     assert done.returncode == 0, done.stderr
@@ -81,9 +85,7 @@ def test_sampling_is_the_same_in_every_layout(model: Path, tmp_path: Path) -> No
 
 def test_torchrun_with_replicas(model: Path, tmp_path: Path) -> None:
     source, out = write_prompts(tmp_path / "in.jsonl", max_tokens=8), tmp_path / "out.jsonl"
-    done = run(
-        "generate", *limits(model), "+dp=2", f"input={source}", f"output={out}", torchrun=2
-    )
+    done = run("generate", *limits(model), "+dp=2", f"input={source}", f"output={out}", torchrun=2)
     assert done.returncode == 0, done.stderr
     expected = [reference(model, p, 8)[1] for p in PROMPTS]
     assert [row["token_ids"] for row in read_rows(out)] == expected
@@ -91,9 +93,7 @@ def test_torchrun_with_replicas(model: Path, tmp_path: Path) -> None:
 
 def test_more_ranks_than_torchrun_started(model: Path, tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in.jsonl")
-    done = run(
-        "generate", *limits(model), "tp=2", f"input={source}", "output=x.jsonl", torchrun=1
-    )
+    done = run("generate", *limits(model), "tp=2", f"input={source}", "output=x.jsonl", torchrun=1)
     assert done.returncode != 0
     assert "tp=2 needs 2 ranks; torchrun started 1" in done.stderr
     assert "--nproc-per-node 2" in done.stderr
@@ -154,7 +154,11 @@ def test_a_killed_rank_is_named_and_ends_the_job(model: Path, tmp_path: Path) ->
         "generate", *limits(model), "tp=2", f"input={source}", f"output={tmp_path / 'out.jsonl'}"
     )
     process = subprocess.Popen(
-        launched, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        launched,
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None

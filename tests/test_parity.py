@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ LAYOUTS = [
     Degrees(1, 1, 2),
 ]
 NEW_TOKENS = 64
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    made = RankPool(4)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +100,7 @@ def test_uneven_stages_with_a_tied_table_on_both_ends(
     pool: RankPool, checkpoints: Path, tmp_path: Path
 ) -> None:
     path = make_checkpoint("qwen2-tied-window", checkpoints)
-    answers = check_against_transformers(
-        pool, path, Degrees(pp=2), tmp_path, 503, stages=[3, 1]
-    )
+    answers = check_against_transformers(pool, path, Degrees(pp=2), tmp_path, 503, stages=[3, 1])
     table = 503 * 80 * 4
     assert all(a["weights"] > table for a in answers)
 
@@ -129,9 +119,7 @@ def test_ledger_counts_what_the_plan_counts(
         requests=greedy(prompts(503, (9,)), tokens=5),
     )
     steps, size = 4, 80 * 4
-    rows = {
-        (r["op"], r["layer"]): r for r in answers[0]["collectives"] if r["phase"] == "decode"
-    }
+    rows = {(r["op"], r["layer"]): r for r in answers[0]["collectives"] if r["phase"] == "decode"}
     if degrees.tp == 2:
         assert rows["all_reduce", "attention"]["calls"] == steps * 4
         assert rows["all_reduce", "ffn"]["bytes"] == steps * 4 * size

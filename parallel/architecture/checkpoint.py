@@ -150,14 +150,10 @@ def _norm(role: Role, layer: int | None, kind: str, hidden: int) -> Iterator[Row
 class _Locator:
     """Finds the stored tensor of a parameter, and checks its shape."""
 
-    def __init__(
-        self, family: Family, tensors: Mapping[str, StoredTensor] | None, fmt: Precision
-    ):
+    def __init__(self, family: Family, tensors: Mapping[str, StoredTensor] | None, fmt: Precision):
         self.family, self.tensors, self.fmt = family, tensors, fmt
 
-    def __call__(
-        self, role: Role, layer: int | None, kind: str, shape: tuple[int, ...]
-    ) -> Source:
+    def __call__(self, role: Role, layer: int | None, kind: str, shape: tuple[int, ...]) -> Source:
         stored = self.family.names[role]
         prefix = "" if role is Role.HEAD else self.family.prefix
         bare = f"{stored.name.format(i=layer)}.{kind}"

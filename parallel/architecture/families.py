@@ -115,9 +115,7 @@ def _llama_facts(config: Config) -> Facts:
 
 
 def _each(facts: Facts, change: Callable[[int, Attention], Attention]) -> Facts:
-    blocks = tuple(
-        replace(b, attention=change(i, b.attention)) for i, b in enumerate(facts.blocks)
-    )
+    blocks = tuple(replace(b, attention=change(i, b.attention)) for i, b in enumerate(facts.blocks))
     return replace(facts, blocks=blocks)
 
 

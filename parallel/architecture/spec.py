@@ -8,14 +8,14 @@ checkpoints use (`families.py`), never in a class of their own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
 from math import prod
 
 from parallel.precision import Precision, precision
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a parameter does in the transformer; how it may be split follows from it."""
 
     TOKEN_EMBEDDING = "token_embedding"

@@ -90,7 +90,9 @@ def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts])
     neighbours = [r for r in world if r.host in hosts]
     cores = min(r.cores for r in neighbours)
     if len(neighbours) > cores:
-        return f"{len(neighbours)} ranks share {cores} cores, and shared memory spins while it waits"
+        return (
+            f"{len(neighbours)} ranks share {cores} cores, and shared memory spins while it waits"
+        )
     room = min(r.shm_bytes for r in neighbours)
     needed = WORKSPACE_BYTES * len(neighbours)
     if room < needed:

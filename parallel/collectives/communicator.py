@@ -1,7 +1,7 @@
 """One mesh axis as its rank sees it: the collectives, counted in the ledger and watched.
 
-Places (`index`, `to`, `source`) are within the group of the axis; `layer` names what the call is for
-(embedding, attention, ffn, logits, stage).
+Places (`index`, `to`, `source`) are within the group of the axis; `layer` names what the call is
+for (embedding, attention, ffn, logits, stage).
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Connections between the ranks of a job: msgpack maps over multiprocessing's authenticated sockets.
-"""
+"""Connections between the ranks of a job: msgpack maps over authenticated sockets."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from parallel.collectives.choice import RankFacts, choose_all_reduce
 from parallel.collectives.communicator import Communicator
@@ -39,7 +40,7 @@ class MeshOptions:
 class Exchange:
     """Small facts between ranks over the job's key-value store."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int):
+    def __init__(self, store: Store, rank: int, world_size: int):
         self.store, self.rank, self.world_size = store, rank, world_size
 
     def put(self, key: str, value: Any) -> None:
@@ -83,7 +84,7 @@ class Mesh:
         groups of each axis; on a world of one nothing is started."""
         world = degrees.world_size
         if world == 1:
-            exchange = Exchange(dist.HashStore(), 0, 1)
+            exchange = Exchange(HashStore(), 0, 1)
         else:
             exchange = Exchange(_join(rank, world, device, options), rank, world)
         groups = {axis: _groups(degrees, axis, rank, options) for axis in AXES}
@@ -93,9 +94,7 @@ class Mesh:
             ranks = degrees.group(axis, rank)
             transport = None
             if len(ranks) > 1:
-                transport = _transport(
-                    axis, ranks, groups[axis], exchange, device, facts, options
-                )
+                transport = _transport(axis, ranks, groups[axis], exchange, device, facts, options)
             index = ranks.index(rank)
             communicators[axis] = Communicator(axis, ranks, index, transport, ledger, device)
         return cls(degrees, rank, device, communicators, exchange)
@@ -116,7 +115,7 @@ class Mesh:
                 transport = ProcessGroupTransport(group, ranks, "fake", "dry run", 1)
             index = ranks.index(rank)
             communicators[axis] = Communicator(axis, ranks, index, transport, ledger, device)
-        return cls(degrees, rank, device, communicators, Exchange(dist.HashStore(), rank, 1))
+        return cls(degrees, rank, device, communicators, Exchange(HashStore(), rank, 1))
 
     @property
     def buffer_bytes(self) -> int | None:
@@ -150,13 +149,13 @@ class Mesh:
             dist.destroy_process_group()
 
 
-def _join(rank: int, world: int, device: Device, options: MeshOptions) -> dist.Store:
+def _join(rank: int, world: int, device: Device, options: MeshOptions) -> Store:
     timeout = timedelta(seconds=options.timeout_seconds)
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=timeout))
         dist.init_process_group(
             "nccl" if device.kind == "cuda" else "gloo",
-            store=dist.PrefixStore("groups", store),
+            store=PrefixStore("groups", store),
             rank=rank,
             world_size=world,
             timeout=timeout,
@@ -168,7 +167,7 @@ def _join(rank: int, world: int, device: Device, options: MeshOptions) -> dist.S
             f"rank {rank} of {world} on {socket.gethostname()} couldn't join the job at {where}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return dist.PrefixStore("tessera", store)
+    return PrefixStore("tessera", store)
 
 
 def _groups(
@@ -204,9 +203,7 @@ def _transport(
     assert group is not None
     if device.kind == "cuda":
         return ProcessGroupTransport(group, ranks, "nccl", "CUDA devices", options.batches)
-    backend, reason = choose_all_reduce(
-        options.collectives, axis, [facts[r] for r in ranks], facts
-    )
+    backend, reason = choose_all_reduce(options.collectives, axis, [facts[r] for r in ranks], facts)
     general = ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)
     if backend == "gloo":
         return general
@@ -223,5 +220,3 @@ def _transport(
         token,
         lambda: exchange.barrier(f"{key}/barrier{next(rounds)}", ranks),
     )
-
-

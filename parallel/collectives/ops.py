@@ -1,4 +1,4 @@
-"""Collectives as custom operators, so that fake tensors, `torch.compile` and graph capture see them.
+"""Collectives as custom operators, so that fake tensors, compilers and graph capture see them.
 
 Operators take plain values only; a communicator is named by a handle of this module's registry,
 which its process fills when a communicator is made and empties when it is closed.
@@ -63,12 +63,10 @@ for _key in ("CPU", "CUDA"):
 # Without data the calls and bytes are counted all the same: a dry run proves the plan's counts.
 
 
-@torch.library.register_fake("tessera::all_reduce_")
 def _fake_all_reduce(x: torch.Tensor, communicator: int, layer: str) -> None:
     _communicators[communicator].count("all_reduce", x, layer)
 
 
-@torch.library.register_fake("tessera::all_gather")
 def _fake_all_gather(
     x: torch.Tensor, sizes: Sequence[int], communicator: int, layer: str
 ) -> torch.Tensor:
@@ -76,11 +74,18 @@ def _fake_all_gather(
     return x.new_empty((*x.shape[:-1], sum(sizes)))
 
 
-@torch.library.register_fake("tessera::send")
 def _fake_send(x: torch.Tensor, to: int, communicator: int, layer: str) -> None:
     _communicators[communicator].count("send", x, layer)
 
 
-@torch.library.register_fake("tessera::recv_")
 def _fake_recv(x: torch.Tensor, source: int, communicator: int, layer: str) -> None:
     _communicators[communicator].count("recv", x, layer)
+
+
+for _name, _fake in (
+    ("all_reduce_", _fake_all_reduce),
+    ("all_gather", _fake_all_gather),
+    ("send", _fake_send),
+    ("recv_", _fake_recv),
+):
+    torch.library.register_fake(f"tessera::{_name}", _fake, lib=_library)

@@ -113,7 +113,11 @@ def load_operator(quiet: bool) -> ModuleType:
         raise RunError("deepspeed is not installed: its shared-memory operator can't be built")
     version = importlib.metadata.version("deepspeed")
     mark = f"{_NAME}_{version}_torch{torch.__version__}_{sys.implementation.cache_tag}"
-    directory = cache_directory() / "extensions" / "".join(c if c.isalnum() or c == "_" else "_" for c in mark)
+    directory = (
+        cache_directory()
+        / "extensions"
+        / "".join(c if c.isalnum() or c == "_" else "_" for c in mark)
+    )
     library = directory / f"{_NAME}.so"
     if library.exists() and not (directory / "lock").exists():
         return _load(library)
@@ -151,7 +155,9 @@ def _announced(what: str, quiet: bool) -> Iterator[None]:
 
     def show() -> None:
         while not done.wait(1.0):
-            print(f"\r{what}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{what}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True
+            )
 
     print(f"{what} …", end="\r" if terminal else "\n", file=sys.stderr, flush=True)
     thread = Thread(target=show, daemon=True)

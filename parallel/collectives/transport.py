@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,12 +75,12 @@ class ProcessGroupTransport(Transport):
         for work in self._start(dist.irecv, x, source):
             work.wait()
 
-    def _start(self, op: object, x: torch.Tensor, place: int) -> list[dist.Work]:
+    def _start(self, op: Callable[..., Any], x: torch.Tensor, place: int) -> list[dist.Work]:
         peer = self.ranks[place]
         if self._batched:
             # Alone, each pair of ranks would get an NCCL communicator of its own.
             return list(dist.batch_isend_irecv([dist.P2POp(op, x, peer, self.group)]))
-        work = op(x, peer, group=self.group)  # type: ignore[operator]
+        work = op(x, peer, group=self.group)
         return [] if work is None else [work]
 
     def flush(self) -> None:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from threading import Event, Thread
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from parallel.collectives.communicator import Communicator, Current
 from parallel.collectives.lifeline import end_process
@@ -25,7 +25,7 @@ BEAT_SECONDS = 1.0
 
 
 class Watchdog:
-    """`expired` is called with a `CollectiveTimeout`; the default prints it and ends the process."""
+    """`expired` is called with a `CollectiveTimeout`; the default prints it and ends this rank."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class Watchdog:
         exchange = mesh.exchange
         if world > 1:
             # A connection of its own: the main thread may be waiting on the shared one.
-            store = dist.TCPStore(
+            store = TCPStore(
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 is_master=False,
                 timeout=timedelta(seconds=30),
             )
-            exchange = Exchange(dist.PrefixStore("watchdog", store), mesh.rank, world)
+            exchange = Exchange(PrefixStore("watchdog", store), mesh.rank, world)
         return cls(mesh.rank, communicators, exchange, timeout_seconds, expired)
 
     def _watch(self) -> None:

@@ -12,7 +12,6 @@ import torch
 from parallel.devices.base import Device, MemoryStatistics, Timer
 from parallel.devices.process import reset_peak_rss, status_bytes
 
-
 _LAZY_BYTES = 1 << 20
 
 

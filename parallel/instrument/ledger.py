@@ -62,9 +62,7 @@ class Ledger:
         ]
 
 
-def merge_waits(
-    rows: Iterable[Row], group_of: Callable[[str, int], tuple[int, ...]]
-) -> list[Row]:
+def merge_waits(rows: Iterable[Row], group_of: Callable[[str, int], tuple[int, ...]]) -> list[Row]:
     """Fills `wait_seconds`: a rank's seconds less the least of its group for the same operation.
 
     The last to arrive waits least, so this is a lower bound of the waiting. It stays None where

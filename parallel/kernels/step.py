@@ -16,7 +16,7 @@ _Value = TypeVar("_Value")
 
 @dataclass
 class StepInput:
-    """`query_starts` [S+1] and `context_tokens` [S] (the step's own tokens included) are kept on the
+    """`query_starts` [S+1] and `context_tokens` [S] (the step's own tokens included) are on the
     host beside the tensors, so that no kernel waits for the device to learn a shape.
 
     token_ids, positions, slots [T]: slots are rows of the cache seen as [blocks · block_tokens].

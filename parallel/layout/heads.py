@@ -70,7 +70,8 @@ def head_map(heads: int, kv_heads: int, tp: int, choice: str = "auto") -> tuple[
     Raises `LayoutError` when `tp` exceeds the heads, or the choice can't be had."""
     if choice not in CHOICES:
         raise LayoutError(
-            f"heads='{choice}' is unknown{did_you_mean(choice, CHOICES)}; known: {', '.join(CHOICES)}"
+            f"heads='{choice}' is unknown{did_you_mean(choice, CHOICES)}; "
+            f"known: {', '.join(CHOICES)}"
         )
     if tp > heads:
         raise LayoutError(f"tp={tp} is more than the {heads} query heads; legal here: 1 to {heads}")

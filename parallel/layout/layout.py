@@ -1,5 +1,4 @@
-"""A layout: who holds what. One truth for the planner's byte counts and the runtime's allocations.
-"""
+"""A layout: who holds what. The planner counts bytes by it, the runtime allocates by it."""
 
 from __future__ import annotations
 
@@ -115,7 +114,11 @@ class Layout:
     def shard(self, p: Parameter, tp: int) -> Shard:
         """The part of `p` that tensor-parallel coordinate `tp` holds."""
         block = None if p.layer is None else self.spec.blocks[p.layer]
-        facts = block and (block.attention.heads, block.attention.kv_heads, block.feed_forward.width)
+        facts = block and (
+            block.attention.heads,
+            block.attention.kv_heads,
+            block.feed_forward.width,
+        )
         key = (p.role, p.kind, p.shape, facts, tp)
         if key not in self._splits:
             self._splits[key] = self._split_with_shape(p, tp)

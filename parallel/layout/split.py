@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def even_split(total: int, parts: int, unit: int = 1) -> tuple[Piece, ...]:
     carries what `unit` doesn't divide)."""
     units = -(-total // unit)
     bounds = [min(total, (units * i + parts - 1) // parts * unit) for i in range(parts + 1)]
-    return tuple(Piece(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(Piece(a, b) for a, b in pairwise(bounds))
 
 
 def column_unit(width: int, parts: int) -> int:

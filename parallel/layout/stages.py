@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from parallel.errors import LayoutError
 
@@ -28,8 +28,7 @@ def cut(counts: Sequence[int]) -> tuple[Stage, ...]:
     bounds = [0, *accumulate(counts)]
     last = len(counts) - 1
     return tuple(
-        Stage(a, b, embedding=i == 0, head=i == last)
-        for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))
+        Stage(a, b, embedding=i == 0, head=i == last) for i, (a, b) in enumerate(pairwise(bounds))
     )
 
 

@@ -40,9 +40,7 @@ def step_collectives(
         found += [Collective("tp", "all_reduce", k, n, size, sent) for k, n in kinds]
         if stage.head and rows:
             piece = rows * max(p.size for p in layout.vocabulary) * 4
-            found.append(
-                Collective("tp", "all_gather", "logits", 1, piece * t, (t - 1) * piece)
-            )
+            found.append(Collective("tp", "all_gather", "logits", 1, piece * t, (t - 1) * piece))
     if not stage.head:
         found.append(Collective("pp", "send", "stage", 1, size, size))
     return found

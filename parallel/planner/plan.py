@@ -174,9 +174,7 @@ def make_plan(
     if room[tightest] < needed:
         raise CapacityError(_does_not_fit(layout, tightest, fixed[tightest], block_bytes, needed))
     blocks = min(room[tightest], limits.requests * -(-context // limits.block_tokens))
-    memory = tuple(
-        replace(m, kv_cache=blocks * b) for m, b in zip(fixed, block_bytes, strict=True)
-    )
+    memory = tuple(replace(m, kv_cache=blocks * b) for m, b in zip(fixed, block_bytes, strict=True))
     batches = limits.batches or degrees.pp
     here = -(-workload.concurrency // degrees.dp)
     batch = -(-min(here, limits.requests) // batches)

@@ -41,9 +41,7 @@ def step_time(
     for pp in range(degrees.pp):
         ranks = [degrees.rank(tp, pp, replica) for tp in range(degrees.tp)]
         compute = max(
-            _compute_seconds(
-                layout, r, cluster.device(r).type, formats, tokens, contexts, rows
-            )
+            _compute_seconds(layout, r, cluster.device(r).type, formats, tokens, contexts, rows)
             for r in ranks
         )
         found = [step_collectives(layout, r, formats, tokens, rows) for r in ranks]

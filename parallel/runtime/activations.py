@@ -19,7 +19,7 @@ class LiveTensors(TorchDispatchMode):
     """`peak_bytes` of storages made since entering; those that were there before don't count."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = self.peak_bytes = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 

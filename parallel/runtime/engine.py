@@ -1,4 +1,4 @@
-"""The leader of a replica: takes requests, schedules steps, sends them to its ranks, returns tokens.
+"""The leader of a replica: takes requests, schedules and sends steps, returns tokens.
 
 The leader is the replica's rank with tp = pp = 0. It runs the scheduler, broadcasts each step over
 the control channel and executes it like every other rank; with a pipeline it goes on to the next
@@ -101,9 +101,7 @@ class Engine:
             )
             self.scheduler.add(request)
         except RequestError as error:
-            self._send(
-                [TokenEvent(message["id"], -1, finish_reason="error", message=str(error))]
-            )
+            self._send([TokenEvent(message["id"], -1, finish_reason="error", message=str(error))])
 
     def _settle(self) -> None:
         """Lets every batch in flight end, so that the control channel carries one thing at once."""

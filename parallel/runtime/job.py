@@ -72,9 +72,7 @@ class RankJob:
             router.close()
 
     def _lead(self, router: Channel) -> None:
-        Engine(
-            self.plan, self.worker, self.control, router, self.clock, self.replica_report
-        ).run()
+        Engine(self.plan, self.worker, self.control, router, self.clock, self.replica_report).run()
 
     def follow(self) -> None:
         while (message := self.control.receive())["op"] != "stop":

@@ -1,5 +1,5 @@
-"""The largest batches that the limits allow, run once before serving: every buffer is touched, every
-kernel chosen, and the activations' peak is measured for the report. The context is short, so that
+"""The largest batches that the limits allow, run once before serving: every buffer is touched,
+every kernel chosen, and the activations' peak is measured for the report. The context is short, so that
 starting stays quick: what a long one adds is in the prediction alone."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def warm_up(worker: Worker, device: Device) -> int:
     worker.sequences.states.clear()
     if device.kind == "cuda":
         return device.memory_statistics().peak_allocated_bytes - before
-    return live.peak_bytes
+    return int(live.peak_bytes)
 
 
 def _messages(worker: Worker) -> Iterator[StepMessage]:

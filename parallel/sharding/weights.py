@@ -1,5 +1,4 @@
-"""A rank's weights: allocated once, fused where the step reads them together, filled by the loader.
-"""
+"""A rank's weights: allocated once, fused where a step reads them together."""
 
 from __future__ import annotations
 

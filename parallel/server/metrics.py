@@ -1,0 +1,71 @@
+"""Prometheus metrics: vLLM's names under the prefix `tessera:`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from parallel.requests.replica import ReplicaStatus
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0)
+_FIRST_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80, 160)
+_WHOLE_SECONDS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
+
+
+class Metrics:
+    """One registry for a front process; every sample carries the model's name."""
+
+    def __init__(self, model: str):
+        self._registry = CollectorRegistry()
+        self._model = model
+        self._running = self._gauge("num_requests_running", "Requests in the batch")
+        self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a place")
+        self._cache = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken in")
+        self.generated_tokens = self._counter("generation_tokens", "Tokens generated")
+        self.first_token_seconds = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token", _FIRST_SECONDS
+        )
+        self.token_seconds = self._histogram(
+            "inter_token_latency_seconds", "Between tokens of a request", _STEP_SECONDS
+        )
+        self.request_seconds = self._histogram(
+            "e2e_request_latency_seconds", "From arrival to the last token", _WHOLE_SECONDS
+        )
+        self.queue_seconds = self._histogram(
+            "request_queue_time_seconds", "From arrival to a place in the batch", _WHOLE_SECONDS
+        )
+        self._finished = Counter(
+            "tessera:request_success",
+            "Requests that ended, by reason",
+            ("model_name", "finished_reason"),
+            registry=self._registry,
+        )
+
+    def finished(self, reason: str) -> None:
+        self._finished.labels(self._model, reason).inc()
+
+    def render(self, status: Sequence[ReplicaStatus]) -> bytes:
+        running = sum(s.running for s in status)
+        total = sum(s.kv_total_tokens for s in status)
+        self._running.set(running)
+        self._waiting.set(max(0, sum(s.requests for s in status) - running))
+        self._cache.set(sum(s.kv_used_tokens for s in status) / total if total else 0.0)
+        return generate_latest(self._registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        made = Gauge(f"tessera:{name}", text, ("model_name",), registry=self._registry)
+        return made.labels(self._model)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        made = Counter(f"tessera:{name}", text, ("model_name",), registry=self._registry)
+        return made.labels(self._model)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        made = Histogram(
+            f"tessera:{name}", text, ("model_name",), registry=self._registry, buckets=buckets
+        )
+        return made.labels(self._model)
