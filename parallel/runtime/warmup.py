@@ -1,6 +1,8 @@
-"""The largest batches that the limits allow, run once before serving: every buffer is touched,
-every kernel chosen, and the activations' peak is measured for the report. The context is short, so that
-starting stays quick: what a long one adds is in the prediction alone."""
+"""The largest batches that the limits allow, run once before serving.
+
+Every buffer is touched, every kernel chosen, and the activations' peak is measured for the report.
+The context is short, so that starting stays quick: what a long one adds is in the prediction alone.
+"""
 
 from __future__ import annotations
 
