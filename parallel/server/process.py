@@ -126,7 +126,7 @@ class FrontProcess:
 
     @staticmethod
     def _error(told: dict[str, Any]) -> TesseraError:
-        return _ERRORS.get(told["kind"], RunError)(told["message"])
+        return _ERRORS.get(told["error"], RunError)(told["message"])
 
 
 def spawn_front(settings: FrontSettings) -> FrontProcess:

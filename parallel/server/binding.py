@@ -1,0 +1,38 @@
+"""The listening socket of the server, bound before anything slow begins."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from parallel.errors import ConfigError
+
+_BACKLOG = 2048
+
+
+def bind_port(host: str, port: int) -> socket.socket:
+    """Port 0 takes a free one. Raises `ConfigError` saying what is in the way."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port={port} is no port; give 0 (a free one) to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except socket.gaierror:
+        raise ConfigError(
+            f"host={host} can't be resolved; give an address of this machine, such as 127.0.0.1"
+        ) from None
+    except OSError as error:
+        raise ConfigError(_reason(host, port, error)) from None
+
+
+def _reason(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} is in use on {host}; stop what listens there, or give port=0 for a "
+            "free one"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs privileges; give a port of 1024 or more"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"host={host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all"
+    return f"host={host} port={port} can't be bound: {error.strerror}"

@@ -1,0 +1,59 @@
+"""GET /v1/parallel/plan and /v1/parallel/report: what was planned, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+
+from parallel.report.report import build_report
+from parallel.server.service import Service
+
+Json = dict[str, Any]
+
+
+def report_routes(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/parallel/plan", response_model=None)
+    async def plan() -> Json:
+        return service.served.plan
+
+    @routes.get("/v1/parallel/report", response_model=None)
+    async def report() -> Json:
+        return merge_reports(await service.reports())
+
+    return routes
+
+
+def merge_reports(reports: Sequence[Json]) -> Json:
+    """One report of all replicas: each rank as the replica that has it measured it."""
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    measured = [
+        {
+            "rank": rank["rank"],
+            "measured_bytes": {c: v["measured"] for c, v in rank["memory_bytes"].items()},
+            "bytes_read": rank["bytes_read"],
+            "peak_rss_bytes": rank["peak_rss_bytes"],
+        }
+        for report in reports
+        for rank in report["ranks"]
+        if rank["bytes_read"] is not None
+    ]
+    collectives = [row for report in reports for row in report["collectives"]]
+    steps = _summed([report["steps"] for report in reports])
+    merged = build_report(first["plan"], measured, collectives, steps)
+    return {**merged, "saved": first["saved"]}
+
+
+def _summed(parts: Sequence[Json]) -> Json:
+    total: Json = {}
+    for part in parts:
+        for phase, figures in part.items():
+            sums = total.setdefault(phase, dict.fromkeys(figures, 0))
+            for name, value in figures.items():
+                sums[name] += value
+    return total

@@ -1,0 +1,279 @@
+"""The wire between processes and the router over it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import pytest
+from fake_engine import FakeEngine, make_facts
+
+from parallel.errors import RunError
+from parallel.requests.router import Router
+from parallel.requests.types import Sampling, TokenEvent
+from parallel.requests.wire import (
+    Channel,
+    PeerLost,
+    WireError,
+    connect,
+    event_from_wire,
+    event_to_wire,
+    listen,
+)
+
+KEY = b"secret"
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    """Both ends of one channel."""
+    listener = listen("127.0.0.1", KEY)
+    accepted: list[Channel] = []
+    thread = threading.Thread(target=lambda: accepted.append(listener.accept()))
+    thread.start()
+    near = connect(listener.address, KEY)
+    thread.join()
+    listener.close()
+    yield near, accepted[0]
+    near.close()
+    accepted[0].close()
+
+
+def test_messages_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    message = {"a": [1, -2.5, None, True], "b": {"c": "é"}, "raw": b"\x00\xff", "inf": float("inf")}
+    near.send(message)
+    near.send({"n": list(range(100_000))})
+    assert far.poll(10)
+    assert far.receive() == message
+    assert far.receive()["n"][-1] == 99_999
+    assert not far.poll(0)
+    assert near.fileno() >= 0
+
+
+def test_threads_may_send_at_once(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+
+    def send(who: int) -> None:
+        for i in range(50):
+            near.send({"who": who, "i": i, "pad": "x" * 20_000})
+
+    threads = [threading.Thread(target=send, args=(who,)) for who in range(3)]
+    for thread in threads:
+        thread.start()
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for _ in range(150):
+        message = far.receive()
+        found[message["who"]].append(message["i"])
+    for thread in threads:
+        thread.join()
+    assert all(numbers == list(range(50)) for numbers in found.values())
+
+
+def test_a_lost_peer_is_an_error(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    far.close()
+    assert near.poll(10)
+    with pytest.raises(PeerLost, match="has ended"):
+        near.receive()
+    with pytest.raises(PeerLost):
+        far.receive()
+    with pytest.raises(PeerLost):
+        far.send({})
+    far.close()
+
+
+def test_close_wakes_whoever_waits(ends: tuple[Channel, Channel]) -> None:
+    near, _ = ends
+    woken: list[type[BaseException]] = []
+
+    def wait() -> None:
+        try:
+            near.receive()
+        except PeerLost as error:
+            woken.append(type(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    near.close()
+    thread.join(20)
+    assert woken == [PeerLost]
+
+
+@pytest.mark.parametrize("raw", [b"\xc1", b"\x93\x01", b"\x01", b"\x81\x01\x02", b"[]"])
+def test_what_is_no_message_is_refused(ends: tuple[Channel, Channel], raw: bytes) -> None:
+    near, far = ends
+    connection = near._connection
+    assert isinstance(connection, Connection)
+    connection.send_bytes(raw)
+    with pytest.raises(WireError):
+        far.receive()
+
+
+def test_strangers_are_dropped_and_friends_served() -> None:
+    listener = listen("127.0.0.1", KEY)
+    accepted: list[Channel] = []
+    thread = threading.Thread(target=lambda: accepted.append(listener.accept()))
+    thread.start()
+    socket.create_connection(listener.address).close()
+    with pytest.raises(RunError, match="another key"):
+        connect(listener.address, b"wrong")
+    near = connect(listener.address, KEY)
+    thread.join()
+    near.send({"hello": 1})
+    assert accepted[0].receive() == {"hello": 1}
+    for end in (near, accepted[0]):
+        end.close()
+    listener.close()
+    with pytest.raises(PeerLost, match="closed"):
+        listener.accept()
+    with pytest.raises(PeerLost, match="nobody answers"):
+        connect(listener.address, KEY)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TokenEvent(1, 2),
+        TokenEvent(3, 4, -0.5, ((4, -0.5), (5, -1.0)), "length"),
+        TokenEvent(5, -1, finish_reason="error", message="why"),
+    ],
+)
+def test_events_survive_the_wire(ends: tuple[Channel, Channel], event: TokenEvent) -> None:
+    near, far = ends
+    near.send({"events": [event_to_wire(event)]})
+    assert event_from_wire(far.receive()["events"][0]) == event
+
+
+class Job:
+    """A router with fake leaders; collects what comes."""
+
+    def __init__(self, replicas: int):
+        self.lost: list[str] = []
+        self.queued: list[float] = []
+        self.events: list[TokenEvent] = []
+        listener = listen("127.0.0.1", KEY)
+        self.router = Router(listener, replicas, self.lost.append, on_queued=self.queued.append)
+        self.engines = [
+            FakeEngine(listener.address, KEY, make_facts(300) | {"r": r}, r, replicas)
+            for r in range(replicas)
+        ]
+
+    def start(self) -> Job:
+        for engine in reversed(self.engines):
+            engine.start()
+        assert self.router.wait_ready(20)
+        return self
+
+    def submit(self, prompt: list[int], **sampling: int) -> int:
+        return self.router.submit(prompt, Sampling(**sampling), self.events.append)
+
+    def tokens(self, request_id: int) -> list[int]:
+        return [e.token for e in self.events if e.request_id == request_id]
+
+
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> Iterator[Job]:
+    made = Job(getattr(request, "param", 1)).start()
+    yield made
+    made.router.stop()
+    for engine in made.engines:
+        engine.join()
+
+
+def test_tokens_come_back_to_who_asked(job: Job) -> None:
+    first = job.submit([5, 6, 7], max_tokens=2)
+    second = job.submit([8, 9], max_tokens=9)
+    assert job.router.drain(20)
+    assert job.tokens(first) == [5, 6] and job.tokens(second) == [8, 9, 1]
+    assert [e.finish_reason for e in job.events if e.finish_reason] == ["length", "stop"]
+    assert job.router.facts["model"] == "fake"
+    assert set(job.queued) == {0.25}
+    (status,) = job.router.status()
+    assert (status.requests, status.work_tokens, status.unstarted) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("job", [3], indirect=True)
+def test_work_goes_where_least_is_left(job: Job) -> None:
+    assert job.router.facts["r"] == 0
+    for engine in job.engines:
+        engine.hold()
+    job.submit([1] * 50, max_tokens=100)
+    job.submit([1] * 5, max_tokens=10)
+    for _ in range(4):
+        job.submit([1, 2], max_tokens=3)
+    for engine in job.engines:
+        engine.wait_for(lambda engine=engine: engine.running > 0)
+    assert [s.requests for s in job.router.status()] == [1, 2, 3]
+    assert [s.work_tokens for s in job.router.status()] == [150, 20, 15]
+    assert sum(s.unstarted for s in job.router.status()) == 6
+    for engine in job.engines:
+        engine.release()
+    assert job.router.drain(20)
+    assert [s.work_tokens for s in job.router.status()] == [0, 0, 0]
+    assert [answer["ranks"] for answer in job.router.report(20)] == [[0], [1], [2]]
+    assert job.router.ping(20)
+
+
+def test_a_cancelled_request_ends_with_an_event(job: Job) -> None:
+    job.engines[0].hold(after_steps=2)
+    number = job.submit([5, 6, 7, 8], max_tokens=4)
+    job.engines[0].wait_for(lambda: len(job.events) == 2)
+    job.router.cancel(number)
+    job.router.cancel(number + 99)
+    assert job.router.drain(20)
+    assert job.events[-1].finish_reason == "cancelled"
+    job.router.cancel(number)
+
+
+def test_questions_without_answer_end_in_time(job: Job) -> None:
+    job.engines[0].answers = False
+    assert not job.router.ping(0.05)
+    with pytest.raises(RunError, match="no answer to 'report'"):
+        job.router.report(0.05)
+    job.engines[0].answers = True
+
+
+@pytest.mark.parametrize("job", [2], indirect=True)
+def test_a_lost_leader_fails_its_requests_and_is_told_once(job: Job) -> None:
+    for engine in job.engines:
+        engine.hold()
+    doomed = job.submit([1, 2], max_tokens=9)
+    other = job.submit([3, 4], max_tokens=9)
+    job.engines[0].die()
+    job.engines[0].wait_for(lambda: len(job.lost) == 1)
+    (failed,) = job.events
+    assert (failed.request_id, failed.finish_reason) == (doomed, "error")
+    assert "replica 0 was lost" in (failed.message or "")
+    with pytest.raises(RunError, match="replica 0 was lost"):
+        job.submit([1], max_tokens=1)
+    assert not job.router.ping(1)
+    job.engines[1].release()
+    assert job.router.drain(20)
+    assert job.tokens(other) == [3, 4, 1]
+    job.engines[1].die()
+    assert len(job.lost) == 1
+
+
+def test_a_leader_lost_while_loading_is_no_endless_wait() -> None:
+    job = Job(2)
+    engine = job.engines[0].start()
+    engine.wait_for(lambda: len(job.router.status()) == 1)
+    assert not job.router.wait_ready(0.01)
+    engine.die()
+    with pytest.raises(RunError, match="was lost"):
+        job.router.wait_ready(20)
+    job.router.stop()
+
+
+def test_a_second_leader_of_one_replica_is_refused() -> None:
+    job = Job(1).start()
+    twin = FakeEngine(job.engines[0].address, KEY, make_facts(300)).start()
+    twin.wait_for(lambda: bool(job.lost))
+    assert "called itself replica 0" in job.lost[0]
+    job.router.stop()
+    twin.join()
+    with pytest.raises(RunError):
+        job.router.submit([1], Sampling(), lambda _: None)
