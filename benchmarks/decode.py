@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from os import getloadavg
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _PACKAGES = ("torch", "transformers", "deepspeed")
 def main() -> None:
     arguments = _arguments()
     console = make_console()
+    load = getloadavg()[0]
     bandwidth = _bandwidth()
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="tessera-decode-") as scratch:
@@ -53,7 +55,7 @@ def main() -> None:
     bandwidth = {n: max(bandwidth[n], again) for n, again in _bandwidth().items()}
     for case in cases:
         print_case(case, bandwidth, console)
-    facts = _facts(bandwidth)
+    facts = _facts(bandwidth, load)
     write_line(console, f"\n{_dated_line(facts)}")
     if arguments.output:
         body = {**facts, "cases": [c.to_json(bandwidth[THREADS]) for c in cases]}
@@ -143,13 +145,14 @@ def _bandwidth() -> dict[int, float]:
     return found
 
 
-def _facts(bandwidth: Mapping[int, float]) -> dict[str, Any]:
+def _facts(bandwidth: Mapping[int, float], load: float) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/decode.py", *sys.argv[1:]]),
         "cpu": _cpu_name(),
         "cores": usable_cores(),
         "memory_bytes": memory_limit_bytes(),
+        "load_before": load,
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "read_bytes_per_second": {str(n): rate for n, rate in bandwidth.items()},
     }
@@ -163,7 +166,8 @@ def _dated_line(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
     return (
         f"{facts['date']}: {facts['cpu']}, {facts['cores']:g} cores, "
-        f"{format_bytes(facts['memory_bytes'])}, reads {reads}; {versions}; {facts['command']}"
+        f"{format_bytes(facts['memory_bytes'])}, reads {reads}, load before "
+        f"{facts['load_before']:.1f}; {versions}; {facts['command']}"
     )
 
 

@@ -45,11 +45,16 @@ class Case:
     def speed(self, label: str) -> Spread:
         return Spread.of([run.decode_tokens_per_second for run in self.runs[label]])
 
-    def ratio(self, label: str, to: str) -> Spread | None:
-        """How many times as fast `label` decodes as `to`; None unless both ran."""
-        pairs = zip(self.runs.get(label, ()), self.runs.get(to, ()), strict=False)
-        ratios = [a.decode_tokens_per_second / b.decode_tokens_per_second for a, b in pairs]
-        return Spread.of(ratios) if ratios else None
+    def ratios(self) -> dict[tuple[str, str], Spread]:
+        """How many times as fast each run of ours decodes as each peer's, turn by turn."""
+        found = {}
+        for ours in (label for label in self.runs if label.startswith(OURS)):
+            for peer in (label for label in self.runs if not label.startswith(OURS)):
+                turns = zip(self.runs[ours], self.runs[peer], strict=True)
+                found[ours, peer] = Spread.of(
+                    [a.decode_tokens_per_second / b.decode_tokens_per_second for a, b in turns]
+                )
+        return found
 
     def share_of_bound(self, label: str, bytes_per_second: float) -> float:
         """A decode step reads the weights once, whatever the batch: the part of the memory's
@@ -58,13 +63,6 @@ class Case:
         return steps_per_second * self.weight_bytes / bytes_per_second
 
     def to_json(self, bytes_per_second: float) -> dict[str, Any]:
-        ours = [label for label in self.runs if label.startswith(OURS)]
-        ratios = {
-            f"{a} / {b}": asdict(spread)
-            for a in ours
-            for b in self.runs
-            if b not in ours and (spread := self.ratio(a, b))
-        }
         systems = {
             label: {
                 "decode_tokens_per_second": asdict(self.speed(label)),
@@ -79,7 +77,7 @@ class Case:
             "weight_bytes_per_step": self.weight_bytes,
             "systems": systems,
             "failures": dict(self.failures),
-            "ratios": ratios,
+            "ratios": {f"{a} / {b}": asdict(spread) for (a, b), spread in self.ratios().items()},
         }
 
 
@@ -90,23 +88,21 @@ def print_case(case: Case, bandwidth: Mapping[int, float], console: Console) -> 
         f"{case.model}, batch {case.batch}: prompt {PROMPT_TOKENS}, {NEW_TOKENS} new tokens; "
         f"{case.weight_bytes / MIB:.0f} MiB of weights a step, bound {bound:.0f} tokens/s",
     )
-    splits = [f"{OURS} tp={tp}" for tp in (2, 1)]
-    headers = ["system", "decode tokens/s", "bound", "prefill t/s", "peak MiB"]
-    table = make_table("|".join([*headers, *("ours tp=2 ÷ it", "ours tp=1 ÷ it")]), left=1)
+    table = make_table("system|decode tokens/s|of bound|prefill tokens/s|peak MiB", left=1)
     for label, runs in case.runs.items():
         prefill = median(case.batch * PROMPT_TOKENS / run.prefill_seconds for run in runs)
-        ratios = [
-            spread.text(2) if label not in splits and (spread := case.ratio(s, label)) else ""
-            for s in splits
-        ]
         table.add_row(
             label,
             case.speed(label).text(1),
             f"{case.share_of_bound(label, bandwidth[THREADS]):.0%}",
             f"{prefill:.0f}",
             f"{max(run.peak_rss_bytes for run in runs) / MIB:.0f}",
-            *ratios,
         )
     write_table(console, table)
+    ratios = make_table("decode speed|ratio", left=1)
+    for (ours, peer), spread in case.ratios().items():
+        ratios.add_row(f"{ours} / {peer}", spread.text(2))
+    if ratios.row_count:
+        write_table(console, ratios)
     for label, reason in case.failures.items():
         write_line(console, f"{label} can't run it: {reason}")
