@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from parallel.conversion.default_model import ensure_default_model
 from parallel.layout.degrees import Degrees
 from tests.checkpoints import CONFIGS, make_checkpoint, reference
 from tests.engine_case import plan_for
@@ -86,6 +87,15 @@ def test_small_models_equal_transformers(
     path = make_checkpoint(name, checkpoints)
     vocabulary = CONFIGS[name][1]["vocab_size"]
     check_against_transformers(pool, path, degrees, tmp_path, vocabulary)
+
+
+@pytest.mark.parametrize("degrees", LAYOUTS, ids=str)
+def test_the_default_model_equals_transformers(
+    degrees: Degrees, pool: RankPool, tmp_path: Path
+) -> None:
+    """9 query and 3 KV heads: tp=2 is an uneven split already."""
+    path = ensure_default_model(progress=False)
+    check_against_transformers(pool, path, degrees, tmp_path, 49152, weights="fp32")
 
 
 @pytest.mark.parametrize("heads", ["groups", "replicate", "padded"])

@@ -32,8 +32,9 @@ class StepClock:
     counts: dict[Shape, Count] = field(default_factory=dict)
     _open: dict[int, tuple[Shape, int, float]] = field(default_factory=dict)
 
-    def start(self, serial: int, shape: Shape, contexts: int) -> None:
-        self._open[serial] = (shape, contexts, self.now())
+    def start(self, serial: int, shape: Shape, contexts: int, began: float | None = None) -> None:
+        """`began` is when the step's scheduling did, as `now` said then."""
+        self._open[serial] = (shape, contexts, self.now() if began is None else began)
 
     def stop(self, serial: int) -> None:
         shape, contexts, began = self._open.pop(serial)

@@ -33,7 +33,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _check(0 <= self.temperature <= 100, "temperature", self.temperature, "from 0 (greedy) to 100")
+        heat = self.temperature
+        _check(0 <= heat <= 100, "temperature", heat, "from 0 (greedy) to 100")
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and up to 1 (off)")
         _check(

@@ -114,12 +114,13 @@ class Engine:
 
     def _fill_pipeline(self) -> None:
         while len(self._in_flight) < self.plan.batches:
+            began = self.clock.now()
             batch = self.scheduler.schedule()
             if batch is None:
                 return
             message = StepMessage.of(self._serial, batch, self._fresh, self._left)
             self._fresh, self._left = [], []
-            self.clock.start(self._serial, *_shape(batch))
+            self.clock.start(self._serial, *_shape(batch), began)
             self.control.broadcast(message.to_wire())
             result = self.worker.run(message)
             if self.worker.stage.head:
@@ -133,7 +134,6 @@ class Engine:
             result = StepResult.from_wire(self.control.receive_reply())
             self._results[result.serial] = result
         choices = self._results.pop(serial).choices
-        self.clock.stop(serial)
         reasons = self.scheduler.complete(batch, {i: c.token for i, c in choices.items()})
         events = []
         for request_id, reason in reasons.items():
@@ -149,6 +149,7 @@ class Engine:
             else:
                 self._leave(request_id)
         self._send(events)
+        self.clock.stop(serial)
 
     def _leave(self, request_id: int) -> None:
         if request_id in self.worker.sequences.states:
