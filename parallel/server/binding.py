@@ -14,13 +14,11 @@ def bind_port(host: str, port: int) -> socket.socket:
     """Port 0 takes a free one. Raises `ConfigError` saying what is in the way."""
     if not 0 <= port <= 65535:
         raise ConfigError(f"port={port} is no port; give 0 (a free one) to 65535")
+    if not host:
+        raise ConfigError("host is empty; give 127.0.0.1, or 0.0.0.0 for every address")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except socket.gaierror:
-        raise ConfigError(
-            f"host={host} can't be resolved; give an address of this machine, such as 127.0.0.1"
-        ) from None
     except OSError as error:
         raise ConfigError(_reason(host, port, error)) from None
     # Connections inherit it; asyncio sets it only where the socket names its protocol. Without it
@@ -39,4 +37,6 @@ def _reason(host: str, port: int, error: OSError) -> str:
         return f"port {port} needs privileges; give a port of 1024 or more"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"host={host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all"
+    if error.errno is not None and error.errno < 0:  # of the resolver, not of the system
+        return f"host={host} can't be resolved; give an address of this machine, such as 127.0.0.1"
     return f"host={host} port={port} can't be bound: {error.strerror}"
