@@ -41,9 +41,11 @@ def rank_report(worker: Worker, activations: int, runtime: int | None) -> Json:
 
 
 def predicted_steps(plan: Plan, clock: StepClock) -> Json:
-    """Predicted and measured seconds by phase, summed over the shapes that were run."""
+    """Predicted and measured seconds of the phases that were run, summed over their shapes."""
     steps: Json = {}
     for phase, shapes in clock.phases():
+        if not shapes:
+            continue
         predicted = 0.0
         for shape, count in shapes:
             contexts = count.contexts // count.steps
