@@ -206,6 +206,7 @@ def gauge(server: Server, name: str) -> float:
 
 
 def test_plan_and_report_over_http(server: Server) -> None:
+    test_chat_answers(server)
     plan = httpx.get(f"{server.address}/v1/parallel/plan").json()
     assert plan["tp"] == 2
     report = httpx.get(f"{server.address}/v1/parallel/report", timeout=60).json()

@@ -204,6 +204,8 @@ def _difference(predicted: int, measured: int | None) -> tuple[str, str, str]:
 
 
 def _report_steps(report: Json, console: Console) -> None:
+    if not report["steps"]:
+        return
     table = make_table("steps|count|predicted|measured|error|communication|sent per step", left=1)
     for phase, step in report["steps"].items():
         predicted, measured = step.get("predicted_seconds"), step.get("measured_seconds")
