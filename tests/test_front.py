@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(model: Path) -> Iterator[Stack]:
-    settings: dict[str, Any] = {"max_body_bytes": 2000, "max_waiting": 2, "health_seconds": 0.2}
+    settings: dict[str, Any] = {"max_body_bytes": 2000, "max_waiting": 2}
     with Stack(model, api_key=API_KEY, **settings) as made:
         yield made
 
@@ -122,11 +122,13 @@ def test_too_many_waiting_are_turned_away(guarded: Stack) -> None:
     assert guarded.complete("ab").status_code == 200
 
 
-def test_silent_ranks_are_not_healthy(guarded: Stack) -> None:
-    guarded.engine.answers = False
-    answer = guarded.http.get("/health")
-    assert answer.status_code == 503 and answer.json()["error"]["code"] == "unhealthy"
-    guarded.engine.answers = True
+def test_silent_ranks_are_not_healthy(model: Path) -> None:
+    with Stack(model, health_seconds=0.1, report_seconds=0.1) as stack:
+        stack.engine.answers = False
+        answer = stack.http.get("/health")
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "unhealthy"
+        report = stack.http.get("/v1/parallel/report")
+        assert report.status_code == 503 and "no answer" in report.json()["error"]["message"]
 
 
 def test_a_port_in_use_is_said_at_once(model: Path) -> None:

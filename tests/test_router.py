@@ -133,6 +133,21 @@ def test_strangers_are_dropped_and_friends_served() -> None:
         connect(listener.address, KEY)
 
 
+@pytest.mark.parametrize("words", [b"\x00\x00\x00\x05hello", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_another_program_behind_the_address_is_told_apart(words: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with server.accept()[0] as stream:
+                stream.sendall(words)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(RunError, match=r"another program|has ended"):
+            connect(server.getsockname(), KEY)
+        thread.join()
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -255,6 +270,32 @@ def test_a_lost_leader_fails_its_requests_and_is_told_once(job: Job) -> None:
     assert job.tokens(other) == [3, 4, 1]
     job.engines[1].die()
     assert len(job.lost) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({"type": "hello"}, {}, "no hello"),
+        ({"type": "hello", "replica": 5, "facts": {}}, {}, "called itself replica 5"),
+        (
+            {"type": "hello", "replica": 0, "facts": {}},
+            {"type": "tokens", "events": [[1, 2]]},
+            "can't be read",
+        ),
+    ],
+)
+def test_a_leader_that_talks_nonsense_is_given_up(
+    first: dict[str, object], second: dict[str, object], reason: str
+) -> None:
+    job = Job(1)
+    channel = connect(job.engines[0].address, KEY)
+    channel.send(first)
+    if second:
+        channel.send(second)
+    job.engines[0].wait_for(lambda: bool(job.lost))
+    assert reason in job.lost[0]
+    job.router.stop()
+    channel.close()
 
 
 def test_a_leader_lost_while_loading_is_no_endless_wait() -> None:

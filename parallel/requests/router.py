@@ -163,7 +163,9 @@ class Router:
             channel.close()
 
     def _welcome(self, channel: Channel, hello: Message) -> Replica:
-        number = int(hello.get("replica", -1))
+        number, facts = hello.get("replica"), hello.get("facts")
+        if not isinstance(number, int) or not isinstance(facts, dict):
+            raise RunError("its first message was no hello")
         with self._changed:
             if not 0 <= number < self._count or number in self._replicas:
                 raise RunError(
@@ -171,7 +173,7 @@ class Router:
                 )
             replica = Replica(number, channel)
             self._replicas[number] = replica
-            self._facts[number] = hello["facts"]
+            self._facts[number] = facts
             self._threads.append(replica.start_writer())
             self._changed.notify_all()
         return replica
@@ -179,7 +181,7 @@ class Router:
     def _take(self, replica: Replica, message: Message) -> None:
         kind = message.get("type")
         if kind == "tokens":
-            events = [event_from_wire(row) for row in message["events"]]
+            events = [event_from_wire(row) for row in message.get("events", ())]
             self._deliver(replica, events, message.get("status"))
             if self._on_queued is not None:
                 for seconds in message.get("queued_seconds", ()):

@@ -141,7 +141,9 @@ def connect(address: Sequence[Any], authkey: bytes, timeout_seconds: float = 60.
     try:
         return _handshake(stream, (host, port), authkey, accepting=False)
     except AuthenticationError:
-        raise RunError(f"{host}:{port} was started with another key") from None
+        raise RunError(
+            f"{host}:{port} is another program, or was started with another key"
+        ) from None
 
 
 def _handshake(stream: socket.socket, peer: Any, authkey: bytes, *, accepting: bool) -> Channel:
@@ -157,9 +159,9 @@ def _handshake(stream: socket.socket, peer: Any, authkey: bytes, *, accepting: b
     except (OSError, EOFError) as error:
         channel.close()
         raise channel._lost() from error
-    except AuthenticationError:
+    except (AuthenticationError, AssertionError) as error:  # Python 3.11 asserts the first words
         channel.close()
-        raise
+        raise AuthenticationError(str(error)) from None
     _limit_reads(stream, 0)
     return channel
 
@@ -191,6 +193,10 @@ def event_to_wire(event: TokenEvent) -> list[Any]:
 
 
 def event_from_wire(row: Sequence[Any]) -> TokenEvent:
-    request_id, token, logprob, top, reason, message = row
-    alternatives = tuple((t, lp) for t, lp in top) if top else ()
+    """Raises `WireError` for what `event_to_wire` didn't make."""
+    try:
+        request_id, token, logprob, top, reason, message = row
+        alternatives = tuple((t, lp) for t, lp in top) if top else ()
+    except (TypeError, ValueError) as error:
+        raise WireError(f"a token event can't be read: {error}") from None
     return TokenEvent(request_id, token, logprob, alternatives, reason, message)
