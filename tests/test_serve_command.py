@@ -134,9 +134,7 @@ def test_streams_are_the_whole_and_joined_requests_do_not_mix(server: Server) ->
 
     prompts = ["1, 2, 3, 4,", "The capital of Italy is", "Once upon a time"]
     together: dict[str, str] = {}
-    threads = [
-        threading.Thread(target=lambda p=p: together.update({p: ask(p)})) for p in prompts
-    ]
+    threads = [threading.Thread(target=lambda p=p: together.update({p: ask(p)})) for p in prompts]
     for thread in threads:
         thread.start()
     stream = client.completions.create(
@@ -250,9 +248,7 @@ def test_a_dead_rank_ends_the_job_and_is_named() -> None:
     assert [m.id for m in models.data] == ["SmolLM2-135M-Instruct"]
     assert "secret" not in "".join(started.printed)
     family = started.family()
-    ranks = [
-        p for p in family if b"launch/serve.py" in Path(f"/proc/{p}/cmdline").read_bytes()
-    ]
+    ranks = [p for p in family if b"launch/serve.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
     victim = next(p for p in ranks if environment_of(p)["RANK"] == "1")
     os.kill(victim, signal.SIGKILL)
     assert started.wait() != 0

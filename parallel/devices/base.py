@@ -34,6 +34,16 @@ class Timer(ABC):
     def seconds(self) -> float: ...
 
 
+class PackedLinear(ABC):
+    """A product with a weight in a device's own layout. `bytes` is what the weight takes."""
+
+    bytes: int
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in] → [T, out]"""
+
+
 class Device(ABC):
     """One rank's device: allocation, copies, timing, memory statistics."""
 
@@ -58,6 +68,10 @@ class Device(ABC):
     @abstractmethod
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Copies `host` into `out` on the device, in stream order, and returns `out`."""
+
+    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear | None:
+        """A faster form of a product with `weight` that takes no more memory, if there is one."""
+        return None
 
     @abstractmethod
     def timer(self) -> Timer: ...

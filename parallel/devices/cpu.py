@@ -9,7 +9,8 @@ from math import prod
 
 import torch
 
-from parallel.devices.base import Device, MemoryStatistics, Timer
+from parallel.devices import onednn
+from parallel.devices.base import Device, MemoryStatistics, PackedLinear, Timer
 from parallel.devices.process import reset_peak_rss, status_bytes
 
 _LAZY_BYTES = 1 << 20
@@ -54,6 +55,9 @@ class CpuDevice(Device):
 
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out.copy_(host)
+
+    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear | None:
+        return onednn.pack(weight, bias)
 
     def timer(self) -> Timer:
         return HostTimer()

@@ -33,7 +33,7 @@ class LiveTensors(TorchDispatchMode):
         known = {
             leaf.untyped_storage().data_ptr()
             for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.Tensor)
+            if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn
         }
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):

@@ -52,7 +52,8 @@ class Worker:
         self.stage = layout.stage(rank)
         self.compute = getattr(torch, plan.formats.compute.torch)
         self.weights = Weights(layout, rank, getattr(torch, plan.formats.weights.torch), device)
-        self.model = Transformer(LayerBuilder(self.weights, mesh.tp))
+        self._builder = LayerBuilder(self.weights, mesh.tp)
+        self.model = Transformer(self._builder)
         cache_dtype = getattr(torch, plan.formats.kv_cache.torch)
         limits = plan.limits
         self.cache = KVCache.allocate(
@@ -74,6 +75,7 @@ class Worker:
         reader = ShardReader()
         reader.fill(self.weights.targets, advance)
         self.bytes_read = reader.bytes_read
+        self._builder.pack()
 
     @torch.inference_mode()
     def run(self, message: StepMessage) -> StepResult:

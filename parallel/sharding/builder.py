@@ -8,6 +8,7 @@ from parallel.architecture.spec import ModelSpec, Role
 from parallel.collectives.communicator import Communicator
 from parallel.kernels.attention import PagedAttention
 from parallel.kernels.elementwise import Normalization
+from parallel.kernels.linear import Linear
 from parallel.kernels.rotary import RotaryEmbedding
 from parallel.layout.heads import RankHeads
 from parallel.sharding.layers import ColumnLinear, RowLinear, VocabularyEmbedding, VocabularyHead
@@ -23,6 +24,7 @@ class LayerBuilder:
         self.spec: ModelSpec = weights.layout.spec
         self.stage = weights.stage
         self._table: torch.Tensor | None = None
+        self._linears: list[Linear] = []
 
     def token_embedding(self) -> VocabularyEmbedding | None:
         if not self.stage.embedding:
@@ -37,8 +39,12 @@ class LayerBuilder:
     def head(self) -> VocabularyHead | None:
         if not self.stage.head:
             return None
-        table = self._embedding_table() if self.spec.tied_head else self._held(Role.HEAD)
-        return VocabularyHead(table, self.layout.vocabulary, self.tp)
+        if self.spec.tied_head:
+            # The table is looked up as well: it stays as it is.
+            linear = Linear(self._embedding_table(), None)
+        else:
+            linear = self._linear(self._held(Role.HEAD), None)
+        return VocabularyHead(linear, self.layout.vocabulary, self.tp)
 
     def norm(self, role: Role, layer: int | None = None) -> Normalization:
         facts = self.spec.final_norm if layer is None else self.spec.blocks[layer].norm
@@ -52,11 +58,11 @@ class LayerBuilder:
 
     def column(self, roles: list[Role], layer: int) -> ColumnLinear:
         bias = self.weights.take(roles, layer, "bias")
-        return ColumnLinear(self._held(roles, layer), bias)
+        return ColumnLinear(self._linear(self._held(roles, layer), bias))
 
     def row(self, role: Role, layer: int, kind: str) -> RowLinear:
         bias = self.weights.take(role, layer, "bias")
-        return RowLinear(self._held(role, layer), bias, self.tp, kind)
+        return RowLinear(self._linear(self._held(role, layer), bias), self.tp, kind)
 
     def attention(self, layer: int) -> PagedAttention:
         facts = self.spec.blocks[layer].attention
@@ -69,6 +75,20 @@ class LayerBuilder:
     def local_heads(self, layer: int) -> RankHeads:
         attention = self.spec.blocks[layer].attention
         return self.layout.rank_heads(attention, self.weights.coordinates.tp)
+
+    def pack(self) -> None:
+        """Once the weights are filled: gives each product to the device in its fastest form."""
+        self.weights.targets.clear()
+        self._table = None
+        for linear in self._linears:
+            weight, packed = linear.weight, linear.pack(self.weights.device)
+            if weight is not None and packed is not None:
+                self.weights.replace(weight, packed)
+
+    def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        linear = Linear(weight, bias)
+        self._linears.append(linear)
+        return linear
 
     @property
     def _device(self) -> torch.device:

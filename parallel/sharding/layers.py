@@ -10,29 +10,28 @@ import torch
 import torch.nn.functional as F
 
 from parallel.collectives.communicator import Communicator
+from parallel.kernels.linear import Linear
 from parallel.layout.split import Piece
 
 
 class ColumnLinear:
     """[T, in] → [T, out of this rank]."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self.weight, self.bias = weight, bias
+    def __init__(self, linear: Linear):
+        self.linear = linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.linear(x)
 
 
 class RowLinear:
     """[T, in of this rank] → [T, out], summed over the axis. The bias is held by one rank."""
 
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, axis: Communicator, layer: str
-    ):
-        self.weight, self.bias, self.axis, self.layer = weight, bias, axis, layer
+    def __init__(self, linear: Linear, axis: Communicator, layer: str):
+        self.linear, self.axis, self.layer = linear, axis, layer
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.axis.all_reduce(F.linear(x, self.weight, self.bias), self.layer)
+        return self.axis.all_reduce(self.linear(x), self.layer)
 
 
 class VocabularyEmbedding:
@@ -53,12 +52,12 @@ class VocabularyEmbedding:
 class VocabularyHead:
     """[R, h] → logits [R, V] in float32 on every rank of the axis."""
 
-    def __init__(self, weight: torch.Tensor, pieces: tuple[Piece, ...], axis: Communicator):
-        self.weight, self.axis = weight, axis
+    def __init__(self, linear: Linear, pieces: tuple[Piece, ...], axis: Communicator):
+        self.linear, self.axis = linear, axis
         self.sizes = [p.size for p in pieces]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        local = F.linear(x, self.weight).float()
+        local = self.linear(x).float()
         if self.axis.size == 1:
             return local
         return self.axis.all_gather(local, self.sizes, "logits")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from parallel.architecture.spec import Role
-from parallel.devices.base import Device
+from parallel.devices.base import Device, PackedLinear
 from parallel.layout.layout import Layout, Shard
 
 Key = tuple[Role, int | None, str]
@@ -31,6 +31,7 @@ class Weights:
         self.stage = layout.stage(rank)
         self.targets: list[Target] = []
         self.tensors: list[torch.Tensor] = []
+        self._packed: list[PackedLinear] = []
         self._shards: dict[Key, Shard] = {
             (s.parameter.role, s.parameter.layer, s.parameter.kind): s for s in layout.shards(rank)
         }
@@ -52,6 +53,11 @@ class Weights:
             row += s.shape[0]
         return tensor
 
+    def replace(self, weight: torch.Tensor, packed: PackedLinear) -> None:
+        """`packed` holds the values of `weight` from now on; the tensor is given back."""
+        self.tensors = [t for t in self.tensors if t is not weight]
+        self._packed.append(packed)
+
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in self.tensors)
+        return sum(t.nbytes for t in self.tensors) + sum(p.bytes for p in self._packed)
