@@ -122,7 +122,8 @@ class _Answer:
         if event.token >= 0:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
-            if self.stream is not None:
+            # With 'stop' comes the token that says so: it is no text.
+            if self.stream is not None and event.finish_reason != "stop":
                 self.text += self.stream.push([event.token])
                 if self.stream.stopped is not None:
                     self.finish_reason = "stop"

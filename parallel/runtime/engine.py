@@ -55,6 +55,8 @@ class Engine:
         self._fresh: list[tuple[int, int]] = []
         self._left: list[int] = []
         self._results: dict[int, StepResult] = {}
+        self._arrived: dict[int, float] = {}
+        self._queued_seconds: list[float] = []
         self._stopped = False
 
     def run(self) -> None:
@@ -82,6 +84,7 @@ class Engine:
         elif kind == "cancel":
             event = self.scheduler.cancel(message["id"])
             if event is not None:
+                self._arrived.pop(message["id"], None)
                 self._leave(message["id"])
                 self._send([event])
         elif kind == "report":
@@ -100,6 +103,7 @@ class Engine:
                 message["id"], tuple(message["prompt"]), Sampling.from_wire(message["sampling"])
             )
             self.scheduler.add(request)
+            self._arrived[request.id] = self.clock.now()
         except RequestError as error:
             self._send([TokenEvent(message["id"], -1, finish_reason="error", message=str(error))])
 
@@ -121,6 +125,7 @@ class Engine:
             message = StepMessage.of(self._serial, batch, self._fresh, self._left)
             self._fresh, self._left = [], []
             self.clock.start(self._serial, *_shape(batch), began)
+            self._queued_seconds += [began - self._arrived.pop(s.id) for s in batch.joined]
             self.control.broadcast(message.to_wire())
             result = self.worker.run(message)
             if self.worker.stage.head:
@@ -157,10 +162,12 @@ class Engine:
 
     def _send(self, events: list[TokenEvent]) -> None:
         scheduler = self.scheduler
+        queued_seconds, self._queued_seconds = self._queued_seconds, []
         self.router.send(
             {
                 "type": "tokens",
                 "events": [event_to_wire(e) for e in events],
+                "queued_seconds": queued_seconds,
                 "status": {
                     "running": len(scheduler.running),
                     "waiting": len(scheduler.waiting),
