@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import openai
-from fake_engine import FakeEngine, make_facts
 
 from parallel.server.process import spawn_front
 from parallel.server.settings import FrontSettings
 from parallel.text.tokenizer import Tokenizer
+from tests.fake_engine import FakeEngine, make_facts
 
 KEY = "00ff"
 MODEL = "org/small"

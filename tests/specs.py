@@ -26,6 +26,31 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+def llama31_config(layers: int, hidden: int, heads: int, width: int) -> Config:
+    """What Llama 3.1 publishes as config.json, at the given size."""
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
 def small_config(family: str = "llama", **changes: Any) -> Config:
     """A config of a few kilobytes' worth of weights; `changes` overrule it."""
     if family == "gpt2":

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from specs import Config, small_config, small_spec
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -24,6 +23,7 @@ from parallel.architecture.rotary import inverse_frequencies, read_rotary
 from parallel.architecture.spec import Role
 from parallel.errors import CheckpointError
 from parallel.precision import precision
+from tests.specs import Config, llama31_config, small_config, small_spec
 
 SMALL = {
     "vocab_size": 53,
@@ -72,27 +72,7 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
 def test_published_counts_of_llama_3_1(
     hidden: int, width: int, layers: int, heads: int, elements: int
 ) -> None:
-    config = {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    }
+    config = llama31_config(layers, hidden, heads, width)
     spec = build_spec(config, None, "Llama-3.1")
     assert spec.elements == elements
     assert spec.stored_precision == precision("bf16")

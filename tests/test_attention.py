@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from specs import small_spec
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -25,6 +24,7 @@ from parallel.kernels.step import StepInput
 from parallel.layout.degrees import Degrees
 from parallel.layout.heads import RankHeads, head_map
 from parallel.layout.layout import Layout
+from tests.specs import small_spec
 
 CPU = torch.device("cpu")
 BLOCK_TOKENS = 4

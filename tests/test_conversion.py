@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Quant
-from gguf_files import (
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from parallel.architecture.checkpoint import load_spec
+from parallel.conversion.bfloat16 import to_bfloat16
+from parallel.conversion.gguf import convert_gguf
+from parallel.errors import CheckpointError
+from tests.gguf_files import (
     CORPUS,
     HEAD_DIM,
     HEADS,
@@ -25,16 +35,6 @@ from gguf_files import (
     random_tensors,
     write_gguf,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from parallel.architecture.checkpoint import load_spec
-from parallel.conversion.bfloat16 import to_bfloat16
-from parallel.conversion.gguf import convert_gguf
-from parallel.errors import CheckpointError
 
 
 def bfloat16(values: np.ndarray) -> torch.Tensor:

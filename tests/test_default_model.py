@@ -10,12 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from gguf_files import (
-    LAYERS,
-    VOCABULARY,
-    Small,
-    convert_small,
-)
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +24,12 @@ from parallel.conversion.default_model import (
 )
 from parallel.conversion.resolve import resolve_config, resolve_model
 from parallel.errors import CheckpointError
+from tests.gguf_files import (
+    LAYERS,
+    VOCABULARY,
+    Small,
+    convert_small,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parallel.architecture.checkpoint import build_spec
-from parallel.architecture.spec import ModelSpec
 from parallel.collectives.mesh import Mesh
 from parallel.devices.fake import FakeCudaDevice
 from parallel.hardware.catalogue import load_cluster
@@ -32,35 +30,15 @@ from parallel.planner.plan import make_plan
 from parallel.requests.types import Sampling
 from parallel.runtime.sequences import Chunk, StepMessage
 from parallel.runtime.worker import Worker
+from tests.specs import llama31_config
 
 CLUSTERS = Path(__file__).resolve().parent.parent / "configs" / "clusters"
 
 
-def llama31(layers: int, hidden: int, heads: int, width: int) -> ModelSpec:
-    config: dict[str, Any] = {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "torch_dtype": "bfloat16",
-    }
-    return build_spec(config, None, f"llama-{layers}")
-
-
-SPECS = {"70B": llama31(80, 8192, 64, 28672), "405B": llama31(126, 16384, 128, 53248)}
+SPECS = {
+    "70B": build_spec(llama31_config(80, 8192, 64, 28672), None, "70B"),
+    "405B": build_spec(llama31_config(126, 16384, 128, 53248), None, "405B"),
+}
 
 
 def h200s(nodes: int) -> Cluster:

@@ -16,15 +16,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fake_engine import FakeEngine, make_facts
-from front_stack import KEY, Stack
-from small_tokenizers import byte_level, save
 
 from parallel.errors import CheckpointError, ConfigError, RunError
 from parallel.server.binding import bind_port
 from parallel.server.process import spawn_front
 from parallel.server.reports import merge_reports
 from parallel.server.settings import FrontSettings
+from tests.fake_engine import FakeEngine, make_facts
+from tests.front_stack import KEY, Stack
+from tests.small_tokenizers import byte_level, save
 
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY = "k3y"

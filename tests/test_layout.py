@@ -7,7 +7,6 @@ from itertools import combinations, pairwise
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from specs import BIG, small_spec, specs
 
 from parallel.architecture.spec import ModelSpec, Parameter, Role
 from parallel.errors import LayoutError
@@ -16,6 +15,7 @@ from parallel.layout.degrees import Degrees
 from parallel.layout.heads import CHOICES, RankHeads, head_map
 from parallel.layout.layout import Layout
 from parallel.layout.split import Piece, column_unit, even_split, scale
+from tests.specs import BIG, small_spec, specs
 
 HEADS = [
     (heads, kv, tp)

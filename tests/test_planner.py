@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from specs import BIG, small_spec, specs, toy_cluster, toy_device, toy_planner
 
 from parallel.architecture.spec import Role
 from parallel.errors import (
@@ -26,6 +25,7 @@ from parallel.planner.search import Wanted
 from parallel.planner.timing import step_time
 from parallel.precision import precision
 from parallel.units import GIB
+from tests.specs import BIG, small_spec, specs, toy_cluster, toy_device, toy_planner
 
 FP32, BF16 = precision("fp32"), precision("bf16")
 

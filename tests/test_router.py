@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 import pytest
-from fake_engine import FakeEngine, make_facts
 
 from parallel.errors import RunError
 from parallel.requests.router import Router
@@ -22,6 +21,7 @@ from parallel.requests.wire import (
     event_to_wire,
     listen,
 )
+from tests.fake_engine import FakeEngine, make_facts
 
 KEY = b"secret"
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from specs import small_spec  # noqa: F401  (its hypothesis settings)
 from transformers import (
     LogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -23,6 +22,7 @@ from parallel.errors import RequestError
 from parallel.kernels.noise import gumbel, uniform
 from parallel.kernels.sampling import Choice, Row, penalise, sample
 from parallel.requests.types import Sampling
+from tests.specs import small_spec  # noqa: F401  (its hypothesis settings)
 
 WORD = 1 << 64
 # Upper quantiles of chi-square at 1e-4, by degrees of freedom.

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import small_spec  # noqa: F401  (its hypothesis settings)
 
 from parallel.errors import RequestError, RunError
 from parallel.requests.types import Request, Sampling
 from parallel.scheduling.blocks import BlockManager
 from parallel.scheduling.scheduler import Batch, Limits, Scheduler
+from tests.specs import small_spec  # noqa: F401  (its hypothesis settings)
 
 EOS = 7
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import BIG, toy_cluster, toy_device, toy_planner
 
 from parallel.errors import CapacityError, HardwareError, LayoutError, UserError
 from parallel.layout.degrees import Degrees
@@ -19,6 +18,7 @@ from parallel.planner.memory import kv_bytes_per_token
 from parallel.planner.plan import Plan
 from parallel.planner.search import Outcome, Planner, Rejected, Wanted
 from parallel.units import format_bytes
+from tests.specs import BIG, toy_cluster, toy_device, toy_planner
 
 HALF = choose_formats(BIG, "bf16")
 

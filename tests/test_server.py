@@ -9,10 +9,10 @@ from typing import Any
 
 import openai
 import pytest
-from front_stack import MODEL, Stack, chat_prompt
-from small_tokenizers import byte_level, save
 
 from parallel.server.errors import MAX_MESSAGE_CHARACTERS
+from tests.front_stack import MODEL, Stack, chat_prompt
+from tests.small_tokenizers import byte_level, save
 
 USER = [{"role": "user", "content": "hello"}]
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from specs import Config, small_config, small_spec
 
 from parallel.architecture.checkpoint import build_spec, load_spec, read_config
 from parallel.architecture.families import FAMILIES
@@ -18,6 +17,7 @@ from parallel.architecture.spec import ModelSpec
 from parallel.architecture.tensors import INDEX, SINGLE, read_header, read_tensors
 from parallel.errors import CheckpointError
 from parallel.precision import precision
+from tests.specs import Config, small_config, small_spec
 
 
 def stored_tensors(spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import BOS, EOS, byte_level, metaspace, pieces, save
 
 from parallel.errors import CheckpointError, RequestError
 from parallel.text.chat import ChatTemplate
 from parallel.text.stream import StopFilter, TextStream
 from parallel.text.tokenizer import Tokenizer
 from parallel.text.vocabulary import DecoderKind
+from tests.small_tokenizers import BOS, EOS, byte_level, metaspace, pieces, save
 
 KINDS = {"bytes": byte_level, "pieces": pieces, "metaspace": metaspace}
 

@@ -85,6 +85,17 @@ def _saved(plan: Json, one_rank_bytes: Json | None) -> dict[str, Any]:
     }
 
 
+def sum_steps(parts: Iterable[Json]) -> dict[str, Any]:
+    """Steps of several replicas added up, by phase; those who led none have counted none."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for phase, figures in part.items():
+            sums = total.setdefault(phase, dict.fromkeys(figures, 0))
+            for name, value in figures.items():
+                sums[name] += value
+    return total
+
+
 def sum_collectives(collectives: Iterable[Json]) -> list[dict[str, Any]]:
     """One row for each axis, op, layer, phase and backend, over all ranks.
 

@@ -17,6 +17,7 @@ from parallel.devices.base import Device
 from parallel.instrument.clock import StepClock
 from parallel.instrument.ledger import Ledger
 from parallel.planner.plan import Plan
+from parallel.report.report import sum_steps
 from parallel.requests.wire import Channel, connect
 from parallel.runtime.engine import Engine
 from parallel.runtime.reporting import Json, make_report, predicted_steps, rank_report
@@ -101,22 +102,10 @@ class RankJob:
         entries = self.mesh.collect(f"report/{occasion}", mine)
         if entries is None:
             return None
-        steps = _summed([e["steps"] for e in entries])
-        return make_report(self.plan, entries, steps)
+        return make_report(self.plan, entries, sum_steps(e["steps"] for e in entries))
 
     def close(self) -> None:
         self.watchdog.stop()
         self.control.close()
         self.lifeline.close()
         self.mesh.close()
-
-
-def _summed(steps: list[Json]) -> Json:
-    """Steps of all replicas; ranks that lead none have counted none."""
-    total: Json = {}
-    for entry in steps:
-        for phase, figures in entry.items():
-            sums = total.setdefault(phase, dict.fromkeys(figures, 0))
-            for key, value in figures.items():
-                sums[key] += value
-    return total

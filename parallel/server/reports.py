@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from parallel.report.report import build_report
+from parallel.report.report import build_report, sum_steps
 from parallel.server.service import Service
 
 Json = dict[str, Any]
@@ -44,16 +44,6 @@ def merge_reports(reports: Sequence[Json]) -> Json:
         if rank["bytes_read"] is not None
     ]
     collectives = [row for report in reports for row in report["collectives"]]
-    steps = _summed([report["steps"] for report in reports])
+    steps = sum_steps(report["steps"] for report in reports)
     merged = build_report(first["plan"], measured, collectives, steps)
     return {**merged, "saved": first["saved"]}
-
-
-def _summed(parts: Sequence[Json]) -> Json:
-    total: Json = {}
-    for part in parts:
-        for phase, figures in part.items():
-            sums = total.setdefault(phase, dict.fromkeys(figures, 0))
-            for name, value in figures.items():
-                sums[name] += value
-    return total
