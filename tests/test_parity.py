@@ -98,6 +98,14 @@ def test_the_default_model_equals_transformers(
     check_against_transformers(pool, path, degrees, tmp_path, 49152, weights="fp32")
 
 
+@pytest.mark.parametrize("name", ["llama-5-heads-1-kv", "gpt2", "llama-vocabulary-32003"])
+def test_one_head_on_some_ranks(
+    name: str, pool: RankPool, checkpoints: Path, tmp_path: Path
+) -> None:
+    path = make_checkpoint(name, checkpoints)
+    check_against_transformers(pool, path, Degrees(tp=4), tmp_path, CONFIGS[name][1]["vocab_size"])
+
+
 @pytest.mark.parametrize("heads", ["groups", "replicate", "padded"])
 def test_every_head_map_gives_the_same(
     heads: str, pool: RankPool, checkpoints: Path, tmp_path: Path
