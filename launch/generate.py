@@ -9,7 +9,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launch.entry import run_command
+from launch.entry import EXIT_FAILED, run_command
 from launch.offline import Batch, read_lines
 from launch.running import start_or_join
 from launch.schema import GenerateCommand
@@ -23,7 +23,11 @@ def main(settings: GenerateCommand) -> int:
     if not output.resolve().parent.is_dir():
         raise ConfigError(f"output={output}: its folder doesn't exist; make it first")
     return start_or_join(
-        settings, Path(__file__).resolve(), partial(_rank, settings), partial(_batch, settings)
+        settings,
+        Path(__file__).resolve(),
+        partial(_rank, settings),
+        partial(_batch, settings),
+        after_signal=EXIT_FAILED,
     )
 
 

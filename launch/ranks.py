@@ -10,9 +10,10 @@ from pathlib import Path
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
 
-def start_local_ranks(script: Path, count: int) -> int:
+def start_local_ranks(script: Path, count: int, after_signal: int) -> int:
     """Runs `script` with this process's arguments as `count` ranks. Returns the exit code: 0 when
-    all ended well or were told to stop by a signal, 2 if a rank found a user's error, else 1."""
+    all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a signal ended
+    the run."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -40,5 +41,5 @@ def start_local_ranks(script: Path, count: int) -> int:
         codes = {failure.exitcode for failure in error.failures.values()}
         return EXIT_USER if EXIT_USER in codes else EXIT_FAILED
     except SignalException:
-        return EXIT_DONE
+        return after_signal
     return EXIT_DONE

@@ -27,10 +27,12 @@ def start_or_join(
     script: Path,
     run_rank: Callable[[Path, Plan], int],
     check: Callable[[Path, Plan], object],
+    after_signal: int,
 ) -> int:
     """Under torchrun: this process is a rank. Else: plans, then starts the ranks that it takes.
 
-    `check` looks at the rest of the input; user errors come up before any rank is started."""
+    `check` looks at the rest of the input; user errors come up before any rank is started.
+    `after_signal` is the exit code of a run that SIGTERM or SIGINT ended."""
     check_run_keys(settings)
     if under_torchrun():
         directory = resolve_model(settings.model, progress=is_first_rank())
@@ -41,7 +43,7 @@ def start_or_join(
     directory = resolve_model(settings.model)
     plan = decide(settings, model_spec(settings, directory), None)
     check(directory, plan)
-    return start_local_ranks(script, plan.layout.degrees.world_size)
+    return start_local_ranks(script, plan.layout.degrees.world_size, after_signal)
 
 
 def check_run_keys(settings: RunKeys) -> None:

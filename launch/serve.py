@@ -10,7 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launch.entry import run_command
+from launch.entry import EXIT_DONE, run_command
 from launch.running import start_or_join
 from launch.schema import ServeCommand
 from parallel.errors import ConfigError
@@ -26,7 +26,13 @@ def main(settings: ServeCommand) -> int:
     if settings.drain_seconds < 0:
         raise ConfigError(f"drain_seconds={settings.drain_seconds} is negative; give 0 or more")
     api_key(settings)
-    return start_or_join(settings, Path(__file__).resolve(), partial(_rank, settings), _check)
+    return start_or_join(
+        settings,
+        Path(__file__).resolve(),
+        partial(_rank, settings),
+        _check,
+        after_signal=EXIT_DONE,
+    )
 
 
 def api_key(settings: ServeCommand) -> str | None:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +145,14 @@ def children(pid: int) -> list[int]:
     return [int(c) for c in found]
 
 
-def test_a_killed_rank_is_named_and_ends_the_job(model: Path, tmp_path: Path) -> None:
+def start_long_run(model: Path, tmp_path: Path) -> subprocess.Popen[str]:
+    """A run that has much to do, past the start of its ranks."""
     source = write_prompts(tmp_path / "in.jsonl", max_tokens=200)
     rows = read_rows(source) * 40
     source.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    launched = command(
-        "generate", *limits(model), "tp=2", f"input={source}", f"output={tmp_path / 'out.jsonl'}"
-    )
+    output = tmp_path / "out.jsonl"
     process = subprocess.Popen(
-        launched,
+        command("generate", *limits(model), "tp=2", f"input={source}", f"output={output}"),
         env=environment(),
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -165,10 +163,25 @@ def test_a_killed_rank_is_named_and_ends_the_job(model: Path, tmp_path: Path) ->
     for printed in process.stdout:
         if "ranks over gloo" in printed:
             break
+    return process
+
+
+def test_a_killed_rank_is_named_and_ends_the_job(model: Path, tmp_path: Path) -> None:
+    process = start_long_run(model, tmp_path)
     victim = children(process.pid)[1]
-    time.sleep(1)
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"rank 1 (pid {victim}" in errors and "died; ending the job" in errors
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_interrupted_run_fails_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    process = start_long_run(model, tmp_path)
+    ranks = children(process.pid)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "nothing was written" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out.jsonl").exists()
+    assert not [p for p in ranks if Path(f"/proc/{p}").exists()]
