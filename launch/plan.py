@@ -12,7 +12,7 @@ if __package__ in (None, ""):
 from launch.entry import EXIT_DONE, EXIT_USER, fail, run_command
 from launch.planning import model_spec, search
 from launch.schema import PlanCommand, PlanOutput
-from parallel.errors import CapacityError, TesseraError
+from parallel.errors import TesseraError
 
 
 def main(settings: PlanCommand) -> int:
@@ -31,8 +31,6 @@ def main(settings: PlanCommand) -> int:
         outcome.best()
     except TesseraError as error:
         fail(error)
-    except IndexError:
-        fail(CapacityError("no layout was found to try; give fewer constraints"))
     return EXIT_USER
 
 

@@ -11,7 +11,8 @@ from launch.entry import CONFIGS
 from launch.schema import PlanKeys
 from parallel.architecture.checkpoint import load_spec
 from parallel.architecture.spec import ModelSpec
-from parallel.conversion.default_model import default_config_path
+from parallel.conversion.default_model import DEFAULT_MODEL
+from parallel.conversion.resolve import is_default, resolve_config
 from parallel.errors import LayoutError
 from parallel.hardware.catalogue import load_cluster
 from parallel.layout.degrees import Degrees
@@ -21,18 +22,15 @@ from parallel.planner.plan import Plan
 from parallel.planner.search import Outcome, Planner, Wanted
 
 CLUSTERS = CONFIGS / "clusters"
-DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
 
 def model_spec(settings: PlanKeys, directory: Path | None = None) -> ModelSpec:
     """Facts of the model asked for; the default model's config lies in the project."""
     if directory is not None:
         spec = load_spec(directory, weights=True)
-    elif settings.model is None:
-        spec = load_spec(default_config_path())
     else:
-        spec = load_spec(Path(settings.model))
-    return spec.renamed(DEFAULT_NAME) if settings.model is None else spec
+        spec = load_spec(resolve_config(settings.model))
+    return spec.renamed(DEFAULT_MODEL.name) if is_default(settings.model) else spec
 
 
 def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) -> Planner:

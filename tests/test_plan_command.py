@@ -78,6 +78,13 @@ def test_planning_needs_neither_torch_nor_weights(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["default", "SmolLM2-135M-Instruct", "null"])
+def test_the_default_model_by_name(name: str) -> None:
+    done = run("plan", "tp=2", f"model={name}", "output=json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["plans"][0]["model"] == "SmolLM2-135M-Instruct"
+
+
 def test_table_names_bytes_by_cause_and_communication() -> None:
     done = run("plan", "tp=2")
     assert done.returncode == 0

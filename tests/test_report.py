@@ -224,7 +224,7 @@ def test_summary_of_a_run_as_planned() -> None:
         "prefill: 1.00 s in all, predicted 1.50 s (+50%); "
         "communication 0.0%, 0 ns and 0 B per step",
         "decode: 2.00 s in all, predicted 1.80 s (-10%); "
-        "communication 25.0%, 5.00 ms and 10.00 KiB per token",
+        "communication 25.0%, 5.00 ms and 10.00 KiB per step, a token of each sequence",
     ]
 
 

@@ -33,6 +33,10 @@ class Timer(ABC):
     @abstractmethod
     def seconds(self) -> float: ...
 
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the stretch has ended on the device; doesn't wait."""
+
 
 class PackedLinear(ABC):
     """A product with a weight in a device's own layout. `bytes` is what the weight takes."""
@@ -84,4 +88,9 @@ class Device(ABC):
     def memory_statistics(self) -> MemoryStatistics: ...
 
     @abstractmethod
-    def reset_peak(self) -> None: ...
+    def reset_peak(self) -> None:
+        """Starts the allocator's peak anew; the process's resident peak stays."""
+
+    @abstractmethod
+    def context_bytes(self) -> int:
+        """What the process holds before any tensor: libraries, and the device's context."""

@@ -11,7 +11,7 @@ import torch
 
 from parallel.devices import onednn
 from parallel.devices.base import Device, MemoryStatistics, PackedLinear, Timer
-from parallel.devices.process import reset_peak_rss, status_bytes
+from parallel.devices.process import status_bytes
 
 _LAZY_BYTES = 1 << 20
 
@@ -28,6 +28,9 @@ class HostTimer(Timer):
 
     def seconds(self) -> float:
         return self._seconds
+
+    def done(self) -> bool:
+        return True
 
 
 class CpuDevice(Device):
@@ -71,4 +74,7 @@ class CpuDevice(Device):
         return MemoryStatistics(resident, peak, resident, peak)
 
     def reset_peak(self) -> None:
-        reset_peak_rss()
+        return
+
+    def context_bytes(self) -> int:
+        return status_bytes("VmRSS")

@@ -29,6 +29,9 @@ class EventTimer(Timer):
         self._end.synchronize()
         return float(self._begin.elapsed_time(self._end)) / 1e3
 
+    def done(self) -> bool:
+        return bool(self._end.query())
+
 
 class CudaDevice(Device):
     kind = "cuda"
@@ -62,3 +65,8 @@ class CudaDevice(Device):
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+    def context_bytes(self) -> int:
+        """Whatever is taken on the device beside the allocator's pool, by other processes too."""
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        return total - free - torch.cuda.memory_reserved(self.torch_device)

@@ -41,3 +41,6 @@ class FakeCudaDevice(Device):
 
     def reset_peak(self) -> None:
         return
+
+    def context_bytes(self) -> int:
+        return 0

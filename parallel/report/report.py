@@ -190,9 +190,8 @@ def _saved_line(layout: str, saved: Json) -> str:
         return f"{layout}: nothing to share"
     least = min(saved["ranks"], key=lambda rank: rank["bytes"])
     most = max(saved["ranks"], key=lambda rank: rank["bytes"])
-    text = f"{format_bytes(least['bytes'])} ({least['bytes'] / whole:.0%})"
-    if most["bytes"] != least["bytes"]:
-        text += f" to {format_bytes(most['bytes'])} ({most['bytes'] / whole:.0%})"
+    words = [f"{format_bytes(r['bytes'])} ({r['bytes'] / whole:.0%})" for r in (least, most)]
+    text = " to ".join(dict.fromkeys(words))
     return f"{layout}: saves each rank {text} of the {format_bytes(whole)} that one rank would hold"
 
 
@@ -201,7 +200,7 @@ def _cost(cost: Json, phase: str) -> str:
         return ""
     text = f"; communication {cost['share']:.1%}"
     if cost["seconds_per_step"] is not None:
-        per = "token" if phase == "decode" else "step"
+        per = "step, a token of each sequence" if phase == "decode" else "step"
         text += (
             f", {format_seconds(cost['seconds_per_step'])} and "
             f"{format_bytes(cost['bytes_per_step'])} per {per}"

@@ -46,7 +46,7 @@ class RankJob:
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
         self.control = ControlChannel.open(self.mesh, self.replica)
-        self.runtime_bytes = device.memory_statistics().allocated_bytes
+        self.runtime_bytes = device.context_bytes()
         self.worker = Worker(plan, rank, self.mesh, device, self.ledger)
 
     def load(self, advance: Callable[[int], None]) -> None:
