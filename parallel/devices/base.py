@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,10 @@ class PackedLinear(ABC):
         """[T, in] → [T, out]"""
 
 
+def _reached() -> None:
+    """What was given to a device without a queue is done when the call returns."""
+
+
 class Device(ABC):
     """One rank's device: allocation, copies, timing, memory statistics."""
 
@@ -79,6 +83,10 @@ class Device(ABC):
 
     @abstractmethod
     def timer(self) -> Timer: ...
+
+    def mark(self) -> Callable[[], None]:
+        """A place in the device's work so far; the result waits until it has been reached."""
+        return _reached
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -51,6 +51,11 @@ class CudaDevice(Device):
 
     def timer(self) -> Timer:
         return EventTimer()
+
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)

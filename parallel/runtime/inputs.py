@@ -48,7 +48,8 @@ class InputBuffers:
     """One set of buffers; a pipeline keeps one per batch in flight."""
 
     def __init__(self, sizes: Sizes, device: Device):
-        self.sizes = sizes
+        self.sizes, self._device = sizes, device
+        self._copied = device.mark()
         self._ids = _Buffer(device, sizes.tokens)
         self._positions = _Buffer(device, sizes.tokens)
         self._slots = _Buffer(device, sizes.tokens)
@@ -57,6 +58,8 @@ class InputBuffers:
         self._tables = _Buffer(device, sizes.sequences, sizes.blocks)
 
     def build(self, chunks: Sequence[Chunk], sequences: Sequences) -> StepInput:
+        # The last step's copies may still be under way: its host memory is not free before.
+        self._copied()
         size = self.sizes.block_tokens
         ids: list[int] = []
         positions: list[int] = []
@@ -73,7 +76,7 @@ class InputBuffers:
             tables.append(blocks[: -(-end // size)])
             if c.samples:
                 rows.append(len(ids) - 1)
-        return StepInput(
+        step = StepInput(
             token_ids=self._ids.put(ids),
             positions=self._positions.put(positions),
             slots=self._slots.put(slots),
@@ -84,3 +87,5 @@ class InputBuffers:
             context_tokens=tuple(contexts),
             decodes=sum(1 for c in chunks if c.count == 1),
         )
+        self._copied = self._device.mark()
+        return step
