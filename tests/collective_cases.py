@@ -97,16 +97,28 @@ def control(rank: int, degrees: list[int]) -> list[Any]:
     return out
 
 
-def late(rank: int, degrees: list[int]) -> list[str]:
-    """The last rank stays away from an all-reduce until the others' watchdogs have spoken."""
-    mesh, _ = _mesh(rank, degrees, "gloo")
+def late(rank: int, degrees: list[int], collectives: str, op: str) -> list[str]:
+    """The first rank of a pipeline, or the last of a group, stays away until the others' watchdogs
+    have spoken."""
+    mesh, _ = _mesh(rank, degrees, collectives)
+    communicator = mesh.pp if op == "recv" else mesh.tp
     said: list[str] = []
-    dog = Watchdog.start(mesh, 2.0, lambda error: said.append(str(error)))
+    dog = Watchdog.start(mesh, 1.0, lambda error: said.append(str(error)))
     world = range(mesh.exchange.world_size)
-    if rank == max(world):
+    away = 0 if op == "recv" else max(world)
+
+    def meet() -> None:
+        x = torch.ones(4, 6)
+        if op == "all_reduce":
+            communicator.all_reduce(x, "ffn")
+        elif communicator.index == 0:
+            communicator.send(x, 1, "stage")
+        else:
+            communicator.recv(x, communicator.index - 1, "stage")
+
+    if rank == away:
         while not mesh.exchange.store.check([f"spoken/{r}" for r in world if r != rank]):
             time.sleep(0.1)
-        mesh.tp.all_reduce(torch.ones(4, 6), "ffn")
     else:
 
         def tell() -> None:
@@ -115,10 +127,28 @@ def late(rank: int, degrees: list[int]) -> list[str]:
             mesh.exchange.put(f"spoken/{rank}", said)
 
         Thread(target=tell, daemon=True).start()
-        mesh.tp.all_reduce(torch.ones(4, 6), "ffn")
+    meet()
+    communicator.flush()
     dog.stop()
     mesh.close()
     return said
+
+
+def failed_build(rank: int, degrees: list[int], cache: str) -> dict[str, Any]:
+    """A compiler that is there and fails, and nothing in the cache."""
+    kept = {name: os.environ.get(name) for name in ("CXX", "TESSERA_CACHE")}
+    os.environ.update(CXX="false", TESSERA_CACHE=cache)
+    try:
+        mesh, _ = _mesh(rank, degrees, "auto")
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+    total = mesh.tp.all_reduce(torch.tensor([rank + 1.0]), "test")
+    answer = {"backend": mesh.tp.backend, "reason": mesh.tp.reason, "sum": float(total)}
+    mesh.close()
+    return answer
 
 
 def goodbye(rank: int, degrees: list[int]) -> list[str]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from parallel.collectives.choice import WORKSPACE_BYTES, RankFacts, choose_all_reduce
-from parallel.errors import ConfigError
+from parallel.collectives.choice import (
+    WORKSPACE_BYTES,
+    RankFacts,
+    choose_all_reduce,
+    group_mark,
+    missing_instructions,
+)
+from parallel.collectives.mesh import Mesh, MeshOptions
+from parallel.devices.cpu import CpuDevice
+from parallel.errors import ConfigError, RunError
+from parallel.instrument.ledger import Ledger
+from parallel.layout.degrees import Degrees
 from tests.rank_pool import RankPool
 
 CASES = "tests.collective_cases"
-HERE = RankFacts("host-a", 8, 1 << 30, "")
+HERE = RankFacts("host-a", range(8), 8, 1 << 30)
 
 
 @pytest.mark.parametrize(
@@ -50,27 +62,16 @@ def test_control_channel_reaches_every_rank(pool: RankPool) -> None:
     assert answers[0] == [{"rank": r, "got": [[1, 2]]} for r in (1, 2)]
 
 
-def test_watchdog_names_the_rank_that_is_missing(pool: RankPool) -> None:
-    answers = pool.run(f"{CASES}:late", 3, degrees=[3, 1, 1])
-    for rank in (0, 1):
-        (message,) = answers[rank]
-        assert message.startswith(f"rank {rank}: all_reduce over tp of [4, 6] float32 (ffn")
-        assert "missing: rank 2 (in no collective)" in message
-    assert answers[2] == []
-
-
-def test_an_orderly_end_is_no_death(pool: RankPool) -> None:
-    assert pool.run(f"{CASES}:goodbye", 3, degrees=[3, 1, 1]) == [[], [], []]
-
-
 def test_shared_memory_leaves_the_environment_alone(pool: RankPool) -> None:
     assert pool.run(f"{CASES}:environment_kept", 2, degrees=[2, 1, 1]) == [True, True]
 
 
-def test_more_ranks_than_cores_go_over_gloo(pool: RankPool) -> None:
-    few = [replace(HERE, cores=2)] * 3
-    backend, reason = choose_all_reduce("auto", "tp", few, few)
-    assert backend == "gloo" and "3 ranks share 2 cores" in reason
+def test_a_failed_build_falls_back_to_gloo_and_says_so(pool: RankPool, tmp_path: Path) -> None:
+    answers = pool.run(f"{CASES}:failed_build", 2, degrees=[2, 1, 1], cache=str(tmp_path))
+    for answer in answers:
+        assert answer["backend"] == "gloo" and answer["sum"] == 3.0
+        assert "building DeepSpeed's operator failed (the log is " in answer["reason"]
+    assert [p.read_text() != "" for p in tmp_path.glob("extensions/*/build.log")] == [True]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +79,13 @@ def test_more_ranks_than_cores_go_over_gloo(pool: RankPool) -> None:
     [
         ([HERE, replace(HERE, host="host-b")], None, "2 hosts"),
         ([HERE, HERE], [HERE] * 9, "9 ranks share 8 cores"),
+        ([replace(HERE, quota_cores=1)] * 2, None, "2 ranks share 1 cores"),
+        ([replace(HERE, cores=[3])] * 2, None, "2 ranks share 1 cores"),
         ([replace(HERE, shm_bytes=64 << 20)] * 2, None, "/dev/shm has 64.00 MiB free"),
-        ([HERE, replace(HERE, buildable="ninja is not on PATH")], None, "ninja"),
+        ([replace(HERE, shm_bytes=2 * WORKSPACE_BYTES)] * 2, None, "132.01 MiB are needed"),
+        ([HERE, replace(HERE, lacks="ninja is not on PATH")], None, "ninja"),
+        ([HERE, replace(HERE, serves=group_mark("ab", 0, 2))], None, "used its one shared-memory"),
+        ([replace(HERE, serves=group_mark("ab", i, 3)) for i in (0, 1)], None, "used its one"),
     ],
 )
 def test_where_shared_memory_is_not_safe(
@@ -91,9 +97,45 @@ def test_where_shared_memory_is_not_safe(
         choose_all_reduce("shared_memory", "tp", group, world or group)
 
 
-def test_where_shared_memory_is_safe() -> None:
-    assert choose_all_reduce("auto", "tp", [HERE] * 8, [HERE] * 8)[0] == "shared_memory"
-    exact = replace(HERE, shm_bytes=2 * WORKSPACE_BYTES)
-    assert choose_all_reduce("auto", "tp", [exact] * 2, [exact] * 2)[0] == "shared_memory"
-    assert choose_all_reduce("gloo", "tp", [HERE] * 8, [HERE] * 8) == ("gloo", "asked for")
-    assert choose_all_reduce("shared_memory", "pp", [HERE] * 2, [HERE] * 2)[0] == "gloo"
+@pytest.mark.parametrize(
+    "group",
+    [
+        [HERE] * 8,
+        [replace(HERE, cores=[i]) for i in range(2)],
+        [replace(HERE, shm_bytes=2 * (WORKSPACE_BYTES + 4096))] * 2,
+        [replace(HERE, shm_bytes=0, serves=group_mark("ab", i, 2)) for i in range(2)],
+    ],
+    ids=["a core each", "pinned apart", "just enough room", "the same group again"],
+)
+def test_where_shared_memory_is_safe(group: list[RankFacts]) -> None:
+    assert choose_all_reduce("auto", "tp", group, group)[0] == "shared_memory"
+    assert choose_all_reduce("gloo", "tp", group, group) == ("gloo", "asked for")
+    assert choose_all_reduce("shared_memory", "pp", group, group)[0] == "gloo"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "words"),
+    [
+        ("x86_64", {"avx2", "avx512bw"}, ""),
+        ("x86_64", {"avx2"}, "no AVX-512BW"),
+        ("aarch64", {"asimd"}, "isn't safe on aarch64"),
+    ],
+)
+def test_instructions_that_the_operator_needs(machine: str, flags: set[str], words: str) -> None:
+    found = missing_instructions(machine, frozenset(flags))
+    assert words in found and bool(found) == bool(words)
+
+
+def test_no_master_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(RunError, match=r"rank 0 of 2 on .* couldn't join the job at None"):
+        Mesh.create(Degrees(2), 0, CpuDevice(), Ledger(), MeshOptions())
+
+
+def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(RunError, match=f"couldn't join the job at 127.0.0.1:{port}: .*in use"):
+            Mesh.create(Degrees(2), 0, CpuDevice(), Ledger(), MeshOptions(timeout_seconds=5))

@@ -6,7 +6,9 @@ tensors, and safe only under the conditions checked here (docs/collectives.md).
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
 import shutil
 import socket
 import sysconfig
@@ -16,24 +18,40 @@ from pathlib import Path
 from typing import Any
 
 from parallel.errors import ConfigError
+from parallel.hardware.limits import cpu_flags, usable_cores
 from parallel.units import MIB, format_bytes
 
 WORKSPACE_BYTES = 66 * MIB
-"""What the operator keeps in /dev/shm for each rank."""
+"""What the operator keeps in /dev/shm for each rank, but for a page of its state."""
+
+_SEGMENT_BYTES = WORKSPACE_BYTES + 4096
+_NO_AFFINITY = 1 << 20
 
 
 @dataclass(frozen=True)
 class RankFacts:
-    """`host` tells machines apart, `cores` are usable ones, `shm_bytes` free in /dev/shm."""
+    """`host` tells machines apart; `cores` are the numbers of those that the rank may run on,
+    `quota_cores` how many its container pays for; `shm_bytes` are free in /dev/shm; `lacks` says
+    what the operator misses there, empty when nothing; `serves` names the group and place that the
+    process's operator has been started for, empty when none."""
 
     host: str
-    cores: int
+    cores: Sequence[int]
+    quota_cores: int
     shm_bytes: int
-    buildable: str
+    lacks: str = ""
+    serves: str = ""
 
     @classmethod
-    def here(cls) -> RankFacts:
-        return cls(_host(), len(os.sched_getaffinity(0)), _free_shm(), missing_build_tools())
+    def here(cls, serves: str = "") -> RankFacts:
+        return cls(
+            _host(),
+            sorted(os.sched_getaffinity(0)),
+            usable_cores(affinity=_NO_AFFINITY),
+            _free_shm(),
+            missing_instructions(platform.machine(), cpu_flags()) or missing_build_tools(),
+            serves,
+        )
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,8 +71,18 @@ def _free_shm() -> int:
         return 0
 
 
+def missing_instructions(machine: str, flags: frozenset[str]) -> str:
+    """The operator is compiled for AVX-512BW whatever the processor has, and its waits have no
+    acquire fence: they are right where loads stay in order, as on x86-64."""
+    if machine != "x86_64":
+        return f"DeepSpeed's operator isn't safe on {machine}"
+    return "" if "avx512bw" in flags else "the processor has no AVX-512BW"
+
+
 def missing_build_tools() -> str:
     """What the operator's one-time build lacks here; empty when nothing."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return "deepspeed is not installed"
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         return "no C++ compiler is installed"
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
@@ -62,6 +90,18 @@ def missing_build_tools() -> str:
     if shutil.which("ninja") is None:
         return "ninja is not on PATH"
     return ""
+
+
+def group_mark(token: str, index: int, size: int) -> str:
+    """What a rank's operator serves, once started: the `RankFacts.serves` of the rank."""
+    return f"{token} {index} {size}"
+
+
+def served_token(group: Sequence[RankFacts]) -> str:
+    """The token of the group that the ranks' operators already serve, if it is this very group."""
+    token = group[0].serves.partition(" ")[0]
+    expected = [group_mark(token, i, len(group)) for i in range(len(group))]
+    return token if [r.serves for r in group] == expected else ""
 
 
 def choose_all_reduce(
@@ -88,13 +128,22 @@ def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts])
     if len(hosts) > 1:
         return f"its ranks are on {len(hosts)} hosts"
     neighbours = [r for r in world if r.host in hosts]
-    cores = min(r.cores for r in neighbours)
+    cores = min(
+        [len({c for r in neighbours for c in r.cores}), *(r.quota_cores for r in neighbours)]
+    )
     if len(neighbours) > cores:
         return (
             f"{len(neighbours)} ranks share {cores} cores, and shared memory spins while it waits"
         )
+    lacking = next((r.lacks for r in group if r.lacks), "")
+    if lacking:
+        return lacking
+    if served_token(group):
+        return ""
+    if any(r.serves for r in group):
+        return "a process of it has used its one shared-memory group for other ranks"
     room = min(r.shm_bytes for r in neighbours)
-    needed = WORKSPACE_BYTES * len(neighbours)
+    needed = _SEGMENT_BYTES * len(neighbours)
     if room < needed:
         return f"/dev/shm has {format_bytes(room)} free, {format_bytes(needed)} are needed"
-    return next((r.buildable for r in group if r.buildable), "")
+    return ""

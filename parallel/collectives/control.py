@@ -5,12 +5,13 @@ Never inside a collective: a rank without work neither burns a core nor runs int
 
 from __future__ import annotations
 
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 from parallel.collectives import links
 from parallel.collectives.mesh import Mesh
 from parallel.errors import RankDied
+from parallel.requests.wire import Channel, PeerLost
 
 Message = dict[str, Any]
 
@@ -18,7 +19,7 @@ Message = dict[str, Any]
 class ControlChannel:
     """`peers`: for the leader all other ranks of the replica, for them the leader alone."""
 
-    def __init__(self, rank: int, peers: dict[int, Connection]):
+    def __init__(self, rank: int, peers: dict[int, Channel]):
         self.rank, self.peers = rank, peers
 
     @classmethod
@@ -29,8 +30,8 @@ class ControlChannel:
         """Leader: to every other rank of the replica."""
         for rank, peer in self.peers.items():
             try:
-                links.send(peer, message)
-            except OSError:
+                peer.send(message)
+            except PeerLost:
                 raise RankDied(f"rank {rank} is gone: its control channel is closed") from None
 
     def receive(self) -> Message:
@@ -44,18 +45,19 @@ class ControlChannel:
 
     def receive_reply(self) -> Message:
         """Leader: the next reply of any rank."""
-        ready = wait(list(self.peers.values()))[0]
-        rank = next(r for r, peer in self.peers.items() if peer is ready)
-        return self._read(rank, self.peers[rank])
+        ranks = {peer.fileno(): rank for rank, peer in self.peers.items()}
+        (ready, *_) = wait(list(ranks))
+        assert isinstance(ready, int)
+        return self._read(ranks[ready], self.peers[ranks[ready]])
 
     def gather(self) -> list[Message]:
         """Leader: one reply of each rank, in the order of ranks."""
         return [self._read(rank, self.peers[rank]) for rank in sorted(self.peers)]
 
-    def _read(self, rank: int, peer: Connection) -> Message:
+    def _read(self, rank: int, peer: Channel) -> Message:
         try:
-            return links.receive(peer)
-        except (EOFError, OSError):
+            return peer.receive()
+        except PeerLost:
             raise RankDied(f"rank {rank} is gone: its control channel is closed") from None
 
     def close(self) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,15 +14,17 @@ from torch.distributed.rendezvous import rendezvous
 
 from parallel.collectives.choice import RankFacts, choose_all_reduce
 from parallel.collectives.communicator import Communicator
-from parallel.collectives.shared_memory import start_shared_memory
+from parallel.collectives.exchange import Exchange
+from parallel.collectives.shared_memory import own_facts, start_shared_memory
 from parallel.collectives.transport import ProcessGroupTransport, Transport
 from parallel.devices.base import Device
 from parallel.devices.fake import FakeCudaDevice
-from parallel.errors import RunError
+from parallel.errors import ConfigError, RunError
 from parallel.instrument.ledger import Ledger
 from parallel.layout.degrees import AXES, Degrees
 
-_BUILD_TIMEOUT = timedelta(minutes=30)
+_GRACE_SECONDS = 30.0
+"""How much later than the watchdog, which knows the ranks' names, the backends give up."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +34,6 @@ class MeshOptions:
     collectives: str = "auto"
     timeout_seconds: float = 120.0
     batches: int = 1
-
-
-class Exchange:
-    """Small facts between ranks over the job's key-value store."""
-
-    def __init__(self, store: Store, rank: int, world_size: int):
-        self.store, self.rank, self.world_size = store, rank, world_size
-
-    def put(self, key: str, value: Any) -> None:
-        self.store.set(key, json.dumps(value))
-
-    def get(self, key: str) -> Any:
-        return json.loads(self.store.get(key))
-
-    def collect(self, key: str, value: Any, ranks: Iterable[int] | None = None) -> list[Any]:
-        """Everybody's value, on every rank."""
-        self.put(f"{key}/{self.rank}", value)
-        return [self.get(f"{key}/{r}") for r in (ranks or range(self.world_size))]
-
-    def barrier(self, key: str, ranks: Iterable[int]) -> None:
-        """Waits for `ranks`, half an hour at most: one of them may be compiling."""
-        self.store.set(f"{key}/{self.rank}", "here")
-        self.store.wait([f"{key}/{r}" for r in ranks], _BUILD_TIMEOUT)
 
 
 class Mesh:
@@ -144,8 +120,7 @@ class Mesh:
             communicator.close()
         if dist.is_initialized():
             if self.exchange.world_size > 1:
-                # The store lives in rank 0's process or its agent's: leave it together.
-                self.exchange.barrier("closing", range(self.exchange.world_size))
+                self.exchange.leave()
             dist.destroy_process_group()
 
 
@@ -158,7 +133,7 @@ def _join(rank: int, world: int, device: Device, options: MeshOptions) -> Store:
             store=PrefixStore("groups", store),
             rank=rank,
             world_size=world,
-            timeout=timeout,
+            timeout=timeout + timedelta(seconds=_GRACE_SECONDS),
             device_id=device.torch_device if device.kind == "cuda" else None,
         )
     except (RuntimeError, ValueError) as error:
@@ -175,7 +150,7 @@ def _groups(
 ) -> dist.ProcessGroup | None:
     """Makes all groups of an axis in the same order on every rank; returns the own one."""
     mine = None
-    timeout = timedelta(seconds=options.timeout_seconds)
+    timeout = timedelta(seconds=options.timeout_seconds + _GRACE_SECONDS)
     for group in sorted({degrees.group(axis, r) for r in range(degrees.world_size)}):
         if len(group) < 2:
             continue
@@ -188,7 +163,7 @@ def _groups(
 def _facts(exchange: Exchange, device: Device) -> list[RankFacts]:
     if device.kind == "cuda" or exchange.world_size == 1:
         return []
-    return [RankFacts(**f) for f in exchange.collect("facts", RankFacts.here().to_wire())]
+    return [RankFacts(**f) for f in exchange.collect("facts", own_facts().to_wire())]
 
 
 def _transport(
@@ -203,20 +178,16 @@ def _transport(
     assert group is not None
     if device.kind == "cuda":
         return ProcessGroupTransport(group, ranks, "nccl", "CUDA devices", options.batches)
-    backend, reason = choose_all_reduce(options.collectives, axis, [facts[r] for r in ranks], facts)
-    general = ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)
-    if backend == "gloo":
-        return general
-    key = f"shm/{axis}/{ranks[0]}"
-    if exchange.rank == ranks[0]:
-        exchange.put(f"{key}/token", secrets.token_hex(8))
-    token = exchange.get(f"{key}/token")
-    rounds = iter(range(1 << 30))
-    return start_shared_memory(
-        general,
-        reason,
-        ranks.index(exchange.rank),
-        len(ranks),
-        token,
-        lambda: exchange.barrier(f"{key}/barrier{next(rounds)}", ranks),
-    )
+    members = [facts[r] for r in ranks]
+    backend, reason = choose_all_reduce(options.collectives, axis, members, facts)
+    if backend == "shared_memory":
+        general = ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)
+        try:
+            return start_shared_memory(general, reason, exchange, ranks, members)
+        except RunError as error:
+            if options.collectives == backend:
+                raise ConfigError(
+                    f"collectives=shared_memory can't be had: {error}; say collectives=auto"
+                ) from error
+            reason = str(error)
+    return ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)

@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
+from torch.fx.node import has_side_effect
 
 if TYPE_CHECKING:
     from parallel.collectives.communicator import Communicator
@@ -60,26 +61,26 @@ for _key in ("CPU", "CUDA"):
     _library.impl("recv_", _recv, _key)
 
 
-# Without data the calls and bytes are counted all the same: a dry run proves the plan's counts.
+# Without data the calls and bytes of a dry run are counted all the same: it proves the plan's.
 
 
 def _fake_all_reduce(x: torch.Tensor, communicator: int, layer: str) -> None:
-    _communicators[communicator].count("all_reduce", x, layer)
+    _communicators[communicator].dry_run("all_reduce", x, layer)
 
 
 def _fake_all_gather(
     x: torch.Tensor, sizes: Sequence[int], communicator: int, layer: str
 ) -> torch.Tensor:
-    _communicators[communicator].count_gather(x, sizes, layer)
+    _communicators[communicator].dry_run("all_gather", x, layer, sizes)
     return x.new_empty((*x.shape[:-1], sum(sizes)))
 
 
 def _fake_send(x: torch.Tensor, to: int, communicator: int, layer: str) -> None:
-    _communicators[communicator].count("send", x, layer)
+    _communicators[communicator].dry_run("send", x, layer)
 
 
 def _fake_recv(x: torch.Tensor, source: int, communicator: int, layer: str) -> None:
-    _communicators[communicator].count("recv", x, layer)
+    _communicators[communicator].dry_run("recv", x, layer)
 
 
 for _name, _fake in (
@@ -89,3 +90,11 @@ for _name, _fake in (
     ("recv_", _fake_recv),
 ):
     torch.library.register_fake(f"tessera::{_name}", _fake, lib=_library)
+
+all_reduce_ = torch.ops.tessera.all_reduce_.default
+all_gather = torch.ops.tessera.all_gather.default
+send = torch.ops.tessera.send.default
+recv_ = torch.ops.tessera.recv_.default
+
+# It has no result that a graph could need: without this, compilers drop it as dead code.
+has_side_effect(send)

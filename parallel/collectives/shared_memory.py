@@ -1,33 +1,31 @@
-"""DeepSpeed's shared-memory all-reduce (its `csrc/cpu/comm/shm.cpp`): built once, made safe here.
+"""DeepSpeed's shared-memory all-reduce (its `csrc/cpu/comm/shm.cpp`), made safe.
 
 The operator serves one static group per process. Its segment names come from MASTER_ADDR and
 MASTER_PORT, so a token of the run takes the port's place while it starts; the segments are unlinked
-as soon as every rank has mapped them. Integers and views are left to gloo: it would skip them.
+as soon as every rank has mapped them. What it would skip without a word (integers, views, 2 GiB and
+more: its sizes are C ints) is left to gloo.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.metadata
-import importlib.util
 import os
-import sys
-import time
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from threading import Event, Thread
-from types import ModuleType
 
 import torch
 
-from parallel.collectives.choice import WORKSPACE_BYTES
+from parallel.collectives.choice import WORKSPACE_BYTES, RankFacts, group_mark, served_token
+from parallel.collectives.exchange import Exchange
+from parallel.collectives.operator_build import build_operator, load_operator
 from parallel.collectives.transport import Transport
-from parallel.conversion.cache import cache_directory
 from parallel.errors import RunError
 
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
-_NAME = "tessera_shm_comm"
+_LEAST_TOO_LARGE_BYTES = 1 << 31
+_BUILD_TIMEOUT = timedelta(minutes=30)
 
 
 class SharedMemoryTransport(Transport):
@@ -44,13 +42,14 @@ class SharedMemoryTransport(Transport):
         )
 
     def all_reduce(self, x: torch.Tensor) -> None:
-        if x.dtype in _TYPES and x.is_contiguous():
+        if x.dtype in _TYPES and x.is_contiguous() and x.nbytes < _LEAST_TOO_LARGE_BYTES:
             self._all_reduce(x)
         else:
             self.general.all_reduce(x)
 
     def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        if x.dtype not in _TYPES:
+        full_bytes = x.numel() // x.shape[-1] * sum(sizes) * x.element_size()
+        if x.dtype not in _TYPES or full_bytes >= _LEAST_TOO_LARGE_BYTES:
             return self.general.all_gather(x, sizes)
         out = x.new_zeros((*x.shape[:-1], sum(sizes)))
         out.narrow(-1, sum(sizes[: self.index]), x.shape[-1]).copy_(x)
@@ -67,28 +66,74 @@ class SharedMemoryTransport(Transport):
         self.general.flush()
 
 
+class _StaticGroup:
+    """The group that this process's library was started for: as static as its own variables."""
+
+    mark = ""
+
+
+_static_group = _StaticGroup()
+
+
+def own_facts() -> RankFacts:
+    return RankFacts.here(serves=_static_group.mark)
+
+
 def start_shared_memory(
     general: Transport,
     reason: str,
-    index: int,
-    size: int,
-    token: str,
-    barrier: Callable[[], None],
+    exchange: Exchange,
+    ranks: Sequence[int],
+    facts: Sequence[RankFacts],
 ) -> SharedMemoryTransport:
-    """Maps the group's segments. `token` is the same on all ranks of the group and on no other
-    group's; `barrier` waits for them all."""
+    """Builds, loads and maps on all `ranks` of the group together; `facts` are theirs.
+
+    Raises `RunError` on each of them when one of them can't."""
+    key, index = f"shared_memory/{ranks[0]}", ranks.index(exchange.rank)
     if index == 0:
-        load_operator(quiet=False)
-    barrier()
-    module = load_operator(quiet=True)
-    address = os.environ.get("MASTER_ADDR", "")
-    barrier()
-    with _environment(LOCAL_SIZE=str(size), MASTER_ADDR=address, MASTER_PORT=token):
-        module.initialize(size, index)
-    barrier()
-    segment = Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{token}_{index}")
-    segment.unlink(missing_ok=True)
+        exchange.put(f"{key}/built", _build())
+    problem = exchange.get(f"{key}/built", _BUILD_TIMEOUT)
+    problems = exchange.collect(f"{key}/loaded", problem or _load(), ranks)
+    problem = next((p for p in problems if p), "")
+    if problem:
+        raise RunError(problem)
+    if not served_token(facts):
+        if index == 0:
+            exchange.put(f"{key}/token", secrets.token_hex(8))
+        _map(exchange.get(f"{key}/token"), index, exchange, key, ranks)
     return SharedMemoryTransport(general, reason, index)
+
+
+def _build() -> str:
+    try:
+        build_operator()
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def _load() -> str:
+    try:
+        load_operator()
+    except (ImportError, OSError) as error:
+        return f"DeepSpeed's operator doesn't load: {error}"
+    return ""
+
+
+def _map(token: str, index: int, exchange: Exchange, key: str, ranks: Sequence[int]) -> None:
+    """Maps the segments of the group. `token` is the same on all its ranks and on no others."""
+    address = os.environ.get("MASTER_ADDR", "")
+    segment = Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{token}_{index}")
+    module = load_operator()
+    # The operator waits for its peers' segments without end: only when all are about to make them.
+    exchange.barrier(f"{key}/ready", ranks)
+    try:
+        with _environment(LOCAL_SIZE=str(len(ranks)), MASTER_ADDR=address, MASTER_PORT=token):
+            module.initialize(len(ranks), index)
+        exchange.barrier(f"{key}/mapped", ranks)
+    finally:
+        segment.unlink(missing_ok=True)
+    _static_group.mark = group_mark(token, index, len(ranks))
 
 
 @contextmanager
@@ -103,70 +148,3 @@ def _environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = old
-
-
-def load_operator(quiet: bool) -> ModuleType:
-    """The extension module, from the cache or compiled. Importing all of DeepSpeed for it would
-    cost two seconds: its sources are found without."""
-    found = importlib.util.find_spec("deepspeed")
-    if found is None or found.origin is None:
-        raise RunError("deepspeed is not installed: its shared-memory operator can't be built")
-    version = importlib.metadata.version("deepspeed")
-    mark = f"{_NAME}_{version}_torch{torch.__version__}_{sys.implementation.cache_tag}"
-    directory = (
-        cache_directory()
-        / "extensions"
-        / "".join(c if c.isalnum() or c == "_" else "_" for c in mark)
-    )
-    library = directory / f"{_NAME}.so"
-    if library.exists() and not (directory / "lock").exists():
-        return _load(library)
-    from torch.utils import cpp_extension
-
-    directory.mkdir(parents=True, exist_ok=True)
-    sources = Path(found.origin).parent / "ops" / "csrc" / "cpu"
-    with _announced("building DeepSpeed's shared-memory all-reduce (once, then cached)", quiet):
-        module: ModuleType = cpp_extension.load(
-            name=_NAME,
-            sources=[str(sources / "comm" / f) for f in ("shm_interface.cpp", "shm.cpp")],
-            extra_include_paths=[str(sources / "includes")],
-            extra_cflags=["-O2", "-fopenmp"],
-            build_directory=str(directory),
-        )
-    return module
-
-
-def _load(library: Path) -> ModuleType:
-    loader = importlib.machinery.ExtensionFileLoader(_NAME, str(library))
-    spec = importlib.util.spec_from_file_location(_NAME, library, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _announced(what: str, quiet: bool) -> Iterator[None]:
-    """A line with the seconds so far on a terminal, a line at start and end elsewhere."""
-    if quiet:
-        yield
-        return
-    began, done, terminal = time.monotonic(), Event(), sys.stderr.isatty()
-
-    def show() -> None:
-        while not done.wait(1.0):
-            print(
-                f"\r{what}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True
-            )
-
-    print(f"{what} …", end="\r" if terminal else "\n", file=sys.stderr, flush=True)
-    thread = Thread(target=show, daemon=True)
-    if terminal:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if terminal:
-            thread.join()
-        print(f"{what}: took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

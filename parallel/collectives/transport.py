@@ -13,11 +13,13 @@ import torch.nn.functional as F
 
 
 class Transport(ABC):
-    """`name` is the backend shown to the user, `reason` why it was chosen."""
+    """`name` is the backend shown to the user, `reason` why it was chosen. Nothing moves in a dry
+    one: its ranks aren't there."""
 
     name: str
     reason: str
     buffer_bytes: int | None = None
+    dry = False
 
     @abstractmethod
     def all_reduce(self, x: torch.Tensor) -> None: ...
@@ -43,6 +45,7 @@ class ProcessGroupTransport(Transport):
     ):
         self.group, self.ranks = group, tuple(ranks)
         self.name, self.reason = name, reason
+        self.dry = name == "fake"
         self._batched = name == "nccl"
         self._most = max(2, 2 * batches)
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()

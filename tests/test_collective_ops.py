@@ -1,0 +1,136 @@
+"""The custom operators: what fake tensors, compilers and the ledger see of a collective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from parallel.collectives.communicator import Communicator
+from parallel.collectives.transport import Transport
+from parallel.devices.base import Timer
+from parallel.devices.cpu import CpuDevice, HostTimer
+from parallel.instrument.ledger import Ledger
+
+
+class Alone(Transport):
+    """Moves nothing: sums are doubled, pieces repeated."""
+
+    name, reason = "alone", "a test"
+
+    def __init__(self, dry: bool = False):
+        self.dry = dry
+        self.sent: list[float] = []
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        x.mul_(2)
+
+    def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        return torch.cat([x[..., :1].expand(*x.shape[:-1], n) for n in sizes], -1)
+
+    def send(self, x: torch.Tensor, to: int) -> None:
+        self.sent.append(float(x.sum()))
+
+    def recv(self, x: torch.Tensor, source: int) -> None:
+        x.fill_(7)
+
+    def flush(self) -> None:
+        return
+
+
+def step(axis: Communicator, x: torch.Tensor) -> torch.Tensor:
+    x = axis.all_reduce(x * 2, "ffn")
+    axis.send(x, 1, "stage")
+    x = axis.recv(x + 1, 1, "stage")
+    return axis.all_gather(x, [2, 3], "logits")
+
+
+COUNTS = {
+    ("all_reduce", "ffn"): (1, 4 * 2 * 4),
+    ("send", "stage"): (1, 4 * 2 * 4),
+    ("recv", "stage"): (1, 0),
+    ("all_gather", "logits"): (1, 4 * 3 * 4),
+}
+
+
+def counts(ledger: Ledger) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(r["op"], r["layer"]): (r["calls"], r["bytes"]) for r in ledger.rows(0)}
+
+
+def communicator(transport: Alone) -> tuple[Communicator, Ledger]:
+    ledger = Ledger("decode")
+    return Communicator("tp", (0, 1), 0, transport, ledger, CpuDevice()), ledger
+
+
+def test_calls_and_bytes_follow_closed_forms() -> None:
+    axis, ledger = communicator(Alone())
+    out = step(axis, torch.ones(4, 2))
+    assert torch.equal(out, torch.full((4, 5), 7.0))
+    assert counts(ledger) == COUNTS
+
+
+def test_a_dry_run_counts_on_fake_tensors() -> None:
+    axis, ledger = communicator(Alone(dry=True))
+    with FakeTensorMode():
+        out = step(axis, torch.ones(4, 2, device="cuda"))
+    assert (tuple(out.shape), out.device.type) == ((4, 5), "cuda")
+    assert counts(ledger) == COUNTS
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_step_sends_and_is_counted_once(backend: str) -> None:
+    transport = Alone()
+    axis, ledger = communicator(transport)
+    compiled = torch.compile(lambda x: step(axis, x), backend=backend, fullgraph=True)
+    with torch.inference_mode():
+        out = compiled(torch.ones(4, 2))
+    assert torch.equal(out, torch.full((4, 5), 7.0))
+    assert transport.sent == [8 * 4.0]
+    assert counts(ledger) == COUNTS
+
+
+def test_an_axis_of_one_rank_counts_nothing() -> None:
+    ledger = Ledger()
+    axis = Communicator("tp", (3,), 0, None, ledger, CpuDevice())
+    x = torch.ones(2)
+    assert axis.all_reduce(x, "ffn") is x and axis.all_gather(x, [2], "logits") is x
+    assert (ledger.rows(0), axis.backend, axis.buffer_bytes) == ([], "none", 0)
+
+
+class Lazy(HostTimer):
+    """Ends when it is told, as work on a GPU does."""
+
+    immediate = False
+    ended = False
+
+    def seconds(self) -> float:
+        return 0.5
+
+    def done(self) -> bool:
+        return self.ended
+
+
+def test_work_that_a_device_still_owes_is_known_and_timed_later() -> None:
+    timers: list[Lazy] = []
+
+    class Queueing(CpuDevice):
+        def timer(self) -> Timer:
+            timers.append(Lazy())
+            return timers[-1]
+
+    ledger = Ledger()
+    axis = Communicator("tp", (0, 1), 0, Alone(), ledger, Queueing())
+    for layer in ("attention", "ffn"):
+        axis.all_reduce(torch.ones(2), layer)
+    found = axis.waiting()
+    assert found is not None and (found.layer, found.sequence) == ("attention", 1)
+    timers[0].ended = True
+    found = axis.waiting()
+    assert found is not None and found.layer == "ffn"
+    timers[1].ended = True
+    assert axis.waiting() is None
+    assert [r["seconds"] for r in ledger.rows(0)] == [0.0, 0.0]
+    axis.resolve()
+    assert [r["seconds"] for r in ledger.rows(0)] == [0.5, 0.5]

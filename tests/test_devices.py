@@ -1,0 +1,97 @@
+"""Devices: which one a rank gets, and what each of them answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from parallel.devices import select
+from parallel.devices.cpu import CpuDevice
+from parallel.devices.fake import FakeCudaDevice
+from parallel.devices.process import reset_peak_rss, status_bytes
+from parallel.devices.select import select_device
+from parallel.errors import HardwareError
+
+
+def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(select.torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(select.torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(select.torch.cuda, "get_device_name", lambda index: f"gpu {index}")
+
+
+def test_auto_takes_the_local_ranks_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    _gpus(monkeypatch, 2)
+    device = select_device("auto", 1)
+    assert (device.kind, device.name, device.torch_device) == (
+        "cuda",
+        "gpu 1",
+        torch.device("cuda:1"),
+    )
+    assert select_device("cpu", 1).kind == "cpu"
+    _gpus(monkeypatch, 0)
+    assert select_device("auto", 1).kind == "cpu"
+
+
+def test_a_rank_without_a_gpu_is_told_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    _gpus(monkeypatch, 2)
+    with pytest.raises(HardwareError, match="local rank 2 has no GPU: this host has 2"):
+        select_device("auto", 2)
+    _gpus(monkeypatch, 0)
+    with pytest.raises(HardwareError, match="torch sees no GPU"):
+        select_device("cuda", 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1024, 1024)], ids=["small", "large"])
+def test_cpu_tensors(shape: tuple[int, int]) -> None:
+    device = CpuDevice()
+    zeros = device.zeros(shape, torch.bfloat16)
+    assert (tuple(zeros.shape), zeros.dtype) == (shape, torch.bfloat16)
+    assert not zeros.any() and zeros.is_contiguous()
+    host = device.host_buffer(shape, torch.bfloat16).fill_(3)
+    assert device.upload(host, zeros) is zeros and torch.equal(zeros, host)
+    assert device.empty(shape, torch.int32).shape == shape
+
+
+def test_cpu_zeros_cost_what_is_touched() -> None:
+    device, size = CpuDevice(), 64 << 20
+    before = device.memory_statistics().allocated_bytes
+    zeros = device.zeros((size,), torch.uint8)
+    untouched = device.memory_statistics().allocated_bytes - before
+    zeros.fill_(1)
+    touched = device.memory_statistics().allocated_bytes - before
+    assert untouched < size // 8 and touched > size // 2
+
+
+def test_cpu_peak_is_at_least_what_is_held() -> None:
+    statistics = CpuDevice().memory_statistics()
+    assert statistics.peak_rss_bytes >= statistics.allocated_bytes * 0.9 > 0
+
+
+def test_a_host_timer_measures_between_start_and_stop() -> None:
+    timer = CpuDevice().timer()
+    timer.start()
+    timer.stop()
+    assert timer.seconds() >= 0 and timer.immediate and timer.done()
+
+
+def test_fake_cuda_allocates_nothing_and_keeps_shapes() -> None:
+    device = FakeCudaDevice()
+    with FakeTensorMode():
+        out = device.zeros((1 << 40, 4), torch.bfloat16)
+        host = device.host_buffer((1 << 40, 4), torch.bfloat16)
+        assert device.upload(host, out) is out
+        assert out.device.type == "cuda" and host.device.type == "cpu"
+        weight = device.empty((8, 4), torch.bfloat16)
+        assert torch.nn.functional.linear(out, weight).shape == (1 << 40, 8)
+    assert device.memory_statistics().allocated_bytes == 0
+
+
+def test_status_lines_are_read_as_bytes(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t   1234 kB\nVmRSS:\t 99 kB\n")
+    assert status_bytes("VmHWM", tmp_path) == 1234 * 1024
+    assert status_bytes("VmSwap", tmp_path) == 0
+    assert status_bytes("VmHWM", tmp_path / "nowhere") == 0
+    assert not reset_peak_rss(tmp_path / "nowhere")
