@@ -65,14 +65,13 @@ def _compile(library: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        with _announced("building DeepSpeed's shared-memory all-reduce (once, then cached)"):
-            cpp_extension.load(
-                name=_NAME,
-                sources=[str(sources / "comm" / f) for f in ("shm_interface.cpp", "shm.cpp")],
-                extra_include_paths=[str(sources / "includes")],
-                extra_cflags=["-O2", "-fopenmp"],
-                build_directory=str(work),
-            )
+        cpp_extension.load(
+            name=_NAME,
+            sources=[str(sources / "comm" / f) for f in ("shm_interface.cpp", "shm.cpp")],
+            extra_include_paths=[str(sources / "includes")],
+            extra_cflags=["-O2", "-fopenmp"],
+            build_directory=str(work),
+        )
         (work / library.name).replace(library)
     finally:
         shutil.rmtree(work, ignore_errors=True)
