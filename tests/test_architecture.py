@@ -204,3 +204,8 @@ def test_rotary_over_a_part_of_the_head() -> None:
     assert yarn.scaling is not None
     assert yarn.scaling.factor == 4
     assert yarn.scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_heads_without_a_channel() -> None:
+    with pytest.raises(CheckpointError, match="no channel"):
+        build_spec(small_config(hidden_size=3, num_attention_heads=4, head_dim=None), None, "x")

@@ -82,6 +82,10 @@ def _llama_facts(config: Config) -> Facts:
     grouped = config.get("num_key_value_heads") is not None
     kv_heads = required(config, "num_key_value_heads") if grouped else heads
     head_dim = int(config.get("head_dim") or hidden // heads)
+    if head_dim < 1:
+        raise CheckpointError(
+            f"config.json: hidden_size={hidden} gives {heads} attention heads no channel"
+        )
     if heads % kv_heads:
         raise CheckpointError(
             f"config.json: {heads} attention heads are not a multiple of {kv_heads} KV heads"

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch.fx.node import has_side_effect
 
-if TYPE_CHECKING:
-    from parallel.collectives.communicator import Communicator
+
+class Runner(Protocol):
+    """What an operator hands its call to: a communicator."""
+
+    def run_all_reduce(self, x: torch.Tensor, layer: str) -> None: ...
+
+    def run_all_gather(self, x: torch.Tensor, sizes: Sequence[int], layer: str) -> torch.Tensor: ...
+
+    def run_send(self, x: torch.Tensor, to: int, layer: str) -> None: ...
+
+    def run_recv(self, x: torch.Tensor, source: int, layer: str) -> None: ...
+
+    def dry_run(self, op: str, x: torch.Tensor, layer: str, sizes: Sequence[int] = ()) -> None: ...
+
 
 _library = torch.library.Library("tessera", "DEF")
 _library.define("all_reduce_(Tensor(a!) x, int communicator, str layer) -> ()")
@@ -22,11 +34,11 @@ _library.define("all_gather(Tensor x, int[] sizes, int communicator, str layer) 
 _library.define("send(Tensor x, int to, int communicator, str layer) -> ()")
 _library.define("recv_(Tensor(a!) x, int source, int communicator, str layer) -> ()")
 
-_communicators: dict[int, Communicator] = {}
+_communicators: dict[int, Runner] = {}
 _handles = count()
 
 
-def register(communicator: Communicator) -> int:
+def register(communicator: Runner) -> int:
     handle = next(_handles)
     _communicators[handle] = communicator
     return handle
