@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from launch.entry import EXIT_FAILED, EXIT_USER, is_first_rank
@@ -46,29 +47,37 @@ class Host:
 
     def terminate(self, signal_name: str) -> None:
         """A signal asks for the end. Whoever waits for the answers gets none."""
-        # A dead rank makes torchrun end the others: the lifeline may have something to say first.
-        time.sleep(1.0)
-        end_process(f"stopped by {signal_name}; nothing was written")
+        leave(f"stopped by {signal_name}; nothing was written")
 
     def close(self) -> None:
         return
 
 
+def leave(message: str) -> None:
+    """Ends this process. A dead rank makes torchrun end the others: the lifeline may have something
+    to say first."""
+    time.sleep(1.0)
+    end_process(message)
+
+
 def run_rank(settings: RunKeys, directory: Path, plan: Plan, make_host: Callable[[], Host]) -> int:
     """`make_host` is called on rank 0 alone, before anything is loaded."""
     host: Host | None = None
+    joined = Event()
 
     def terminate(number: signal.Signals) -> None:
-        # Other ranks leave with rank 0: its lifeline tells them.
+        # Other ranks leave with rank 0: its lifeline tells them, once they have one.
         if host is not None:
             host.terminate(number.name)
+        elif not joined.is_set():
+            end_process("")
 
     on_termination(terminate)
     try:
         if is_first_rank():
             show_plan(plan)
             host = make_host()
-        _run(settings, directory, plan, host)
+        _run(settings, directory, plan, host, joined)
     except TesseraError as error:
         # Other ranks may hang in native code and gloo aborts in a plain exit: leave at once.
         where = "" if is_first_rank() else f"rank {os.environ['RANK']}: "
@@ -85,7 +94,8 @@ def run_rank(settings: RunKeys, directory: Path, plan: Plan, make_host: Callable
     return 0
 
 
-def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None) -> None:
+def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None, joined: Event) -> None:
+    """`joined` is set as soon as the lifeline watches over this rank."""
     rank, local_rank = rank_numbers()
     device = select_device(settings.device.value, local_rank, local_threads(settings))
     device.activate()
@@ -95,6 +105,7 @@ def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None) -> N
         batches=plan.batches,
     )
     job = RankJob(plan, rank, device, options)
+    joined.set()
     exchange = job.mesh.exchange
     _same_plan(exchange.collect("plan", _digest(plan)))
     if host is not None:

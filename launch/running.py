@@ -37,11 +37,13 @@ def start_or_join(
     if under_torchrun():
         directory = resolve_model(settings.model, progress=is_first_rank())
         plan = decide(settings, model_spec(settings, directory), world_size())
+        check_formats(plan)
         return run_rank(directory, plan)
     # A plan needs no weights: refuse before a download.
-    decide(settings, model_spec(settings), None)
+    check_formats(decide(settings, model_spec(settings), None))
     directory = resolve_model(settings.model)
     plan = decide(settings, model_spec(settings, directory), None)
+    check_formats(plan)
     check(directory, plan)
     return start_local_ranks(script, plan.layout.degrees.world_size, after_signal)
 
@@ -56,6 +58,16 @@ def check_run_keys(settings: RunKeys) -> None:
         )
     if settings.report is not None and not Path(settings.report).resolve().parent.is_dir():
         raise ConfigError(f"report={settings.report}: its folder doesn't exist; make it first")
+
+
+def check_formats(plan: Plan) -> None:
+    """Several formats at once can be planned; the layers run in one."""
+    f = plan.formats
+    if not f.weights == f.compute == f.kv_cache:
+        raise ConfigError(
+            f"weights in {f.weights.name}, arithmetic in {f.compute.name} and cache in "
+            f"{f.kv_cache.name} can be planned but not run: give precision.weights alone"
+        )
 
 
 def show_plan(plan: Plan) -> None:

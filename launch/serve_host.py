@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from launch.rank import Host, RouterAt
+from launch.rank import Host, RouterAt, leave
 from launch.running import show_report
 from launch.schema import ServeCommand
 from parallel.collectives.links import own_address
@@ -25,6 +25,7 @@ class ServeHost(Host):
         self._has_api_key = key is not None
         self._name = settings.served_model_name or plan.layout.spec.name
         self._drain_seconds = settings.drain_seconds
+        self._loaded = False
         self._front = spawn_front(
             FrontSettings(
                 model_directory=str(directory),
@@ -46,6 +47,7 @@ class ServeHost(Host):
     def loaded(self, report: dict[str, Any]) -> None:
         """Predicted against measured so far; the address as soon as the front serves."""
         show_report(report, None)
+        self._loaded = True
         Thread(target=self._announce, daemon=True, name="announce").start()
 
     def _announce(self) -> None:
@@ -69,6 +71,10 @@ class ServeHost(Host):
         print(f"ready {address}", flush=True)
 
     def terminate(self, signal_name: str) -> None:
+        if not self._loaded:
+            # Nothing runs that could be finished, and loading may take longer than torchrun waits.
+            leave(f"stopped by {signal_name} before it served")
+            return
         print(f"{signal_name}: finishing what runs", file=sys.stderr, flush=True)
         self._front.drain()
 

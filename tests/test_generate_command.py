@@ -185,3 +185,12 @@ def test_an_interrupted_run_fails_and_writes_nothing(model: Path, tmp_path: Path
     assert "nothing was written" in errors and "Traceback" not in errors
     assert not (tmp_path / "out.jsonl").exists()
     assert not [p for p in ranks if Path(f"/proc/{p}").exists()]
+
+
+def test_a_number_too_large_to_send_is_refused_before_the_start(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"prompt_token_ids": [1], "seed": 1 << 100}) + "\n")
+    model = make_checkpoint("qwen3", tmp_path)
+    done = run("generate", f"model={model}", f"input={source}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "line 1: seed=" in done.stderr and "Traceback" not in done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from parallel.devices.cpu import CpuDevice
 from parallel.requests.types import Sampling
 from parallel.runtime.inputs import InputBuffers, Sizes
@@ -46,3 +48,28 @@ def test_host_memory_is_written_after_its_copies_are_done() -> None:
     for _ in range(2):
         buffers.build([Chunk(8, 0, 3, True)], known_sequences())
     assert said == ["mark", "wait", "mark", "wait", "mark"]
+
+
+class Uploads(CpuDevice):
+    """Says what it was asked to copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: list[bool] = []
+
+    def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        self.whole.append(host.is_contiguous() and out.is_contiguous())
+        return super().upload(host, out)
+
+
+def test_a_steps_inputs_are_copied_without_gaps() -> None:
+    device, sequences = Uploads(), Sequences()
+    sampling = Sampling().to_wire()
+    joined = [(7, list(range(9)), [5, 2, 8], sampling), (8, [1, 2, 3], [9], sampling)]
+    sequences.apply(StepMessage(0, "prefill", [], [], joined, []))
+    buffers = InputBuffers(Sizes(tokens=16, sequences=4, blocks=6, block_tokens=4), device)
+    step = buffers.build([Chunk(8, 2, 1, True), Chunk(7, 4, 5, True)], sequences)
+    assert step.block_tables.tolist() == [[9, 0, 0], [5, 2, 8]]
+    step = buffers.build([Chunk(8, 2, 1, True)], sequences)
+    assert step.block_tables.tolist() == [[9]]
+    assert all(device.whole) and len(device.whole) == 12

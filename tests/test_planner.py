@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.running import check_formats
 from parallel.architecture.spec import Role
 from parallel.errors import (
     ConfigError,
@@ -25,6 +27,8 @@ from parallel.planner.search import Wanted
 from parallel.planner.timing import step_time
 from parallel.precision import precision
 from parallel.units import GIB
+from tests.checkpoints import make_checkpoint
+from tests.engine_case import plan_for
 from tests.specs import BIG, small_spec, specs, toy_cluster, toy_device, toy_planner
 
 FP32, BF16 = precision("fp32"), precision("bf16")
@@ -274,3 +278,11 @@ def test_more_memory_never_makes_less_cache() -> None:
     ]
     assert all(a <= b for a, b in pairwise(caches))
     assert caches[-1] == 8 * 2048
+
+
+def test_formats_that_differ_can_be_planned_but_not_run(tmp_path: Path) -> None:
+    plan = plan_for(str(make_checkpoint("qwen3", tmp_path)), Degrees())
+    check_formats(plan)
+    mixed = Formats(precision("bf16"), precision("bf16"), precision("fp16"))
+    with pytest.raises(ConfigError, match="cache in fp16 can be planned but not run"):
+        check_formats(type(plan)(**{**vars(plan), "formats": mixed}))

@@ -6,10 +6,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
-from parallel.errors import RunError
+from parallel.errors import RequestError, RunError
 from parallel.requests.router import Router
 from parallel.requests.types import Sampling, TokenEvent
 from parallel.requests.wire import (
@@ -318,3 +319,24 @@ def test_a_second_leader_of_one_replica_is_refused() -> None:
     twin.join()
     with pytest.raises(RunError):
         job.router.submit([1], Sampling(), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 2.5},
+        {"top_k": 1.0},
+        {"seed": 1.5},
+        {"seed": 1 << 100},
+        {"seed": True},
+        {"logprobs": 2.5},
+        {"stop_token_ids": ["a"]},
+        {"stop_token_ids": [1 << 70]},
+        {"repetition_penalty": float("inf")},
+    ],
+    ids=str,
+)
+def test_sampling_that_no_rank_could_use_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as found:
+        Sampling.from_wire(values)
+    assert found.value.param == next(iter(values))

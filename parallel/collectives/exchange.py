@@ -34,10 +34,14 @@ class Exchange:
         self.put(f"{key}/{self.rank}", value)
         return [self.get(f"{key}/{r}") for r in (ranks or range(self.world_size))]
 
-    def barrier(self, key: str, ranks: Iterable[int]) -> None:
+    def barrier(self, key: str, ranks: Iterable[int], timeout: timedelta | None = None) -> None:
         """Waits for `ranks`; a key serves once."""
         self.store.set(f"{key}/{self.rank}", "here")
-        self.store.wait([f"{key}/{r}" for r in ranks])
+        keys = [f"{key}/{r}" for r in ranks]
+        if timeout is None:
+            self.store.wait(keys)
+        else:
+            self.store.wait(keys, timeout)
 
     def leave(self) -> None:
         """The last use of the store, which may live in rank 0's process: rank 0 stays until all

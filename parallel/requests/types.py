@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from typing import Any
 
 from parallel.errors import RequestError
+
+_INT64 = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,19 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k", "seed"):
+            _check_integer(name, getattr(self, name))
+        for token in self.stop_token_ids:
+            _check_integer("stop_token_ids", token)
+        if self.logprobs is not None:
+            _check_integer("logprobs", self.logprobs)
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         heat = self.temperature
         _check(0 <= heat <= 100, "temperature", heat, "from 0 (greedy) to 100")
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and up to 1 (off)")
-        _check(
-            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0"
-        )
+        strength = self.repetition_penalty
+        _check(0 < strength < inf, "repetition_penalty", strength, "a finite number above 0")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(-2 <= value <= 2, name, value, "from -2 to 2")
@@ -60,6 +68,12 @@ class Sampling:
 def _check(legal: bool, name: str, value: object, range_: str) -> None:
     if not legal:
         raise RequestError(f"{name}={value} is out of range; give {range_}", param=name)
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestError(f"{name}={value!r} has the wrong type; give an integer", param=name)
+    _check(-_INT64 <= value < _INT64, name, value, "an integer of 64 bits")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -27,8 +28,8 @@ class _Buffer:
 
     def __init__(self, device: Device, *shape: int):
         self.device = device
-        self.host = device.host_buffer(shape, torch.int64)
-        self.there = device.zeros(shape, torch.int64)
+        self.host = device.host_buffer((prod(shape),), torch.int64)
+        self.there = device.zeros((prod(shape),), torch.int64)
 
     def put(self, values: Sequence[int]) -> torch.Tensor:
         count = len(values)
@@ -36,12 +37,10 @@ class _Buffer:
         return self.device.upload(self.host.narrow(0, 0, count), self.there.narrow(0, 0, count))
 
     def put_rows(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-        padded = [[*row[:width], *([0] * (width - len(row)))] for row in rows]
-        count = len(rows)
-        filled = torch.tensor(padded, dtype=torch.int64).view(count, width)
-        self.host.narrow(0, 0, count).narrow(1, 0, width).copy_(filled)
-        host, there = (x.narrow(0, 0, count).narrow(1, 0, width) for x in (self.host, self.there))
-        return self.device.upload(host, there)
+        """Rows of `width`, filled up with zeros and side by side: a copy with gaps isn't one copy,
+        and on CUDA waits for the device."""
+        padded = [value for row in rows for value in (*row, *[0] * (width - len(row)))]
+        return self.put(padded).view(len(rows), width)
 
 
 class InputBuffers:

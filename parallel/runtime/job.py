@@ -7,6 +7,7 @@ lifeline end a rank whose peers are lost, each with a message that names them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from parallel.collectives.control import ControlChannel
@@ -24,6 +25,8 @@ from parallel.runtime.reporting import Json, make_report, predicted_steps, rank_
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.warmup import warm_up
 from parallel.runtime.worker import Worker
+
+_LOAD_TIMEOUT = timedelta(hours=12)
 
 
 class RankJob:
@@ -50,8 +53,12 @@ class RankJob:
         self.worker = Worker(plan, rank, self.mesh, device, self.ledger)
 
     def load(self, advance: Callable[[int], None]) -> None:
+        """Ends when all ranks have loaded: hosts read at different speeds, and a collective that
+        waits for the slowest would run out of its time. A rank that dies meanwhile ends the job."""
         self.ledger.phase = "load"
         self.worker.load(advance)
+        ranks = range(self.plan.layout.degrees.world_size)
+        self.mesh.exchange.barrier("loaded", ranks, _LOAD_TIMEOUT)
 
     def warm_up(self) -> None:
         self.activations = warm_up(self.worker, self.device)
