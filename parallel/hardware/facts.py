@@ -19,6 +19,7 @@ from parallel.hardware.ring import OPERATIONS, check_operation, ring_seconds
 
 DeviceKind = Literal["cpu", "cuda"]
 LinkKind = Literal["nvlink", "pcie", "network", "shared_memory", "loopback"]
+Launch = Literal["eager", "graph"]
 DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
 LINK_KINDS: tuple[LinkKind, ...] = ("nvlink", "pcie", "network", "shared_memory", "loopback")
 
@@ -49,16 +50,20 @@ class DeviceType:
     def effective_bandwidth_bytes_per_second(self) -> float:
         return self.memory_efficiency * self.memory_bandwidth_bytes_per_second
 
-    def effective_flops_per_second(self, precision: str) -> float:
-        """The rate that large products reach; bf16 and fp16 stand in for each other,
-        fp32 for whatever else has no rate of its own."""
+    def flops_per_second_of(self, precision: str) -> float:
+        """The peak; bf16 and fp16 stand in for each other, fp32 for whatever else has no rate
+        of its own."""
         for name in (precision, {"bf16": "fp16", "fp16": "bf16"}.get(precision, ""), "fp32"):
             if name in self.flops_per_second:
-                return self.compute_efficiency * self.flops_per_second[name]
+                return self.flops_per_second[name]
         raise HardwareError(
             f"device type '{self.name}' has no rate for {precision}; "
             f"it has {', '.join(self.flops_per_second)}: add one under 'teraflops'"
         )
+
+    def effective_flops_per_second(self, precision: str) -> float:
+        """The rate that large products reach."""
+        return self.compute_efficiency * self.flops_per_second_of(precision)
 
     def operation_seconds(self, moved_bytes: float, flops: float, precision: str) -> float:
         """Roofline of one kernel: the slower of memory and arithmetic, and its launch."""
@@ -66,6 +71,14 @@ class DeviceType:
             moved_bytes / self.effective_bandwidth_bytes_per_second,
             flops / self.effective_flops_per_second(precision),
         )
+
+    def product_seconds(
+        self, rows: int, columns: int, inner: int, weights: str, compute: str
+    ) -> float:
+        """A dense product [rows, inner] x [inner, columns], its launch included."""
+        act, held = (1 if compute == "fp8" else 2), (1 if weights == "fp8" else 2)
+        moved = rows * inner * act + inner * columns * held + 2 * rows * columns
+        return self.operation_seconds(moved, 2.0 * rows * columns * inner, compute)
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,14 @@ class Link:
             self, bandwidth_bytes_per_second=self.bandwidth(ranks), bandwidth_by_ranks=()
         )
 
-    def collective_seconds(self, operation: str, full_bytes: float, ranks: int) -> float:
+    def collective_seconds(
+        self,
+        operation: str,
+        full_bytes: float,
+        ranks: int,
+        launch: Launch = "eager",
+        custom: bool = False,
+    ) -> float:
         return ring_seconds(
             operation,
             full_bytes,
@@ -193,7 +213,14 @@ class Cluster:
         links = self._links(operation, ranks)
         return min(links, key=lambda link: link.bandwidth_bytes_per_second)
 
-    def collective_seconds(self, operation: str, full_bytes: float, ranks: Sequence[int]) -> float:
+    def collective_seconds(
+        self,
+        operation: str,
+        full_bytes: float,
+        ranks: Sequence[int],
+        launch: Launch = "eager",
+        custom: bool = False,
+    ) -> float:
         """Seconds of one collective over `ranks`; `full_bytes` is the full array (ring.py)."""
         check_operation(operation)
         if len(ranks) < 2:

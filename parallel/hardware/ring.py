@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from parallel.errors import HardwareError, did_you_mean
 
-OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send")
+OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "all_to_all")
 
 
 def check_operation(operation: str) -> None:
