@@ -22,6 +22,8 @@ _ALL = (
     Precision("bf16", 2, "BF16", "bfloat16"),
     Precision("fp16", 2, "F16", "float16"),
 )
+FP8 = Precision("fp8", 1, "F8_E4M3", "float8_e4m3fn")
+"""A format that other engines run; here it can be timed, not chosen."""
 _BY_WORD = {word: p for p in _ALL for word in (p.name, p.safetensors, p.torch)}
 NAMES = tuple(p.name for p in _ALL)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallel.instrument.clock import Shape, StepClock
+from parallel.instrument.clock import Contexts, Shape, StepClock
 from parallel.instrument.ledger import Ledger, merge_waits
 from parallel.layout.degrees import Degrees
 from parallel.runtime.activations import LiveTensors
@@ -47,16 +47,16 @@ def test_clock_keeps_shapes_and_overlapping_steps() -> None:
     times = iter([0.0, 1.0, 4.0, 6.0, 10.0, 11.0])
     clock = StepClock(lambda: next(times))
     decode, prefill = Shape("decode", 2, 2), Shape("prefill", 30, 1)
-    clock.start(0, decode, 100)
-    clock.start(1, prefill, 465)
+    clock.start(0, decode, Contexts(100, 100))
+    clock.start(1, prefill, Contexts(465, 30))
     clock.stop(0)
     clock.stop(1)
-    clock.start(2, decode, 102)
+    clock.start(2, decode, Contexts(102, 102))
     clock.stop(2)
     found = dict(clock.phases())
     ((shape, count),) = found["decode"]
     assert shape == decode
-    assert (count.steps, count.contexts, count.seconds) == (2, 202, 5.0)
+    assert (count.steps, count.pairs, count.cached, count.seconds) == (2, 202, 202, 5.0)
     assert found["prefill"][0][1].seconds == 5.0
 
 

@@ -25,6 +25,7 @@ from parallel.planner.memory import ESTIMATES, kv_bytes_per_token
 from parallel.planner.plan import Plan
 from parallel.planner.search import Wanted
 from parallel.planner.timing import step_time
+from parallel.planner.work import StepWork
 from parallel.precision import precision
 from parallel.units import GIB
 from tests.checkpoints import make_checkpoint
@@ -173,16 +174,15 @@ def test_a_decode_reads_every_weight() -> None:
     """Memory-bound on one device: bytes moved over bandwidth."""
     device = toy_device(flops_per_second={"fp32": 1e30})
     layout, formats = Layout.make(BIG, Degrees()), choose_formats(BIG)
-    step = step_time(layout, toy_cluster(device), formats, tokens=1, contexts=70, rows=1)
+    step = step_time(layout, toy_cluster(device), formats, StepWork.decode(1, 70))
     products = [
         p for p in BIG.parameters if len(p.shape) == 2 and p.role is not Role.TOKEN_EMBEDDING
     ]
     weights = sum(p.elements for p in products)
-    # Inputs are read once for q, k and v together, and once for gate and up.
-    shared = (Role.KEY, Role.VALUE, Role.UP)
-    vectors = sum(p.shape[0] + (0 if p.role in shared else p.shape[1]) for p in products)
     cache = 70 * layout.kv_elements_per_token(0)
-    assert step.seconds == pytest.approx(4 * (weights + vectors + cache) / 1e10, rel=1e-9)
+    least = 4 * (weights + cache) / 1e10
+    # Activations of one token come on top: less than a thousandth of the weights.
+    assert least < step.seconds < 1.001 * least
     assert (step.slowest_seconds, step.communication_seconds) == (step.seconds, 0)
 
 
@@ -192,7 +192,7 @@ def test_stages_take_as_long_as_their_slowest_rank() -> None:
 
     def seconds(*devices: Any) -> float:
         layout = Layout.make(BIG, Degrees(tp=2))
-        return step_time(layout, toy_cluster(*devices), formats, 1, 1, 1).seconds
+        return step_time(layout, toy_cluster(*devices), formats, StepWork.decode(1, 1)).seconds
 
     assert seconds(fast, slow) == pytest.approx(seconds(slow, slow), rel=1e-3)
     assert seconds(fast, fast) < seconds(fast, slow)
@@ -201,7 +201,9 @@ def test_stages_take_as_long_as_their_slowest_rank() -> None:
 def test_communication_of_a_step() -> None:
     """Ring of two at 1 GB/s and 1 µs a hop: 2 hops and S bytes for each all-reduce."""
     layout, formats = Layout.make(BIG, Degrees(tp=2)), choose_formats(BIG)
-    step = step_time(layout, toy_cluster(toy_device(), toy_device()), formats, 3, 3, 1)
+    step = step_time(
+        layout, toy_cluster(toy_device(), toy_device()), formats, StepWork.prompt(3)
+    )
     size, piece = 3 * 1024 * 4, 16002 * 4
     calls = 1 + 2 * 8
     assert step.communication_bytes == calls * size + piece

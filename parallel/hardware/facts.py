@@ -24,6 +24,9 @@ DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
 LINK_KINDS: tuple[LinkKind, ...] = ("nvlink", "pcie", "network", "shared_memory", "loopback")
 
 
+FORMAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+
+
 @dataclass(frozen=True)
 class DeviceType:
     """One kind of device. `flops_per_second` is the dense peak by precision name."""
@@ -76,8 +79,8 @@ class DeviceType:
         self, rows: int, columns: int, inner: int, weights: str, compute: str
     ) -> float:
         """A dense product [rows, inner] x [inner, columns], its launch included."""
-        act, held = (1 if compute == "fp8" else 2), (1 if weights == "fp8" else 2)
-        moved = rows * inner * act + inner * columns * held + 2 * rows * columns
+        into, held = FORMAT_BYTES[compute], FORMAT_BYTES[weights]
+        moved = rows * inner * into + inner * columns * held + max(2, into) * rows * columns
         return self.operation_seconds(moved, 2.0 * rows * columns * inner, compute)
 
 

@@ -10,29 +10,39 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of step: `tokens` computed, `rows` sampled."""
+    """One kind of step: `tokens` computed, in `chunks` of prompts and decodes; `rows` sampled."""
 
     phase: str
     tokens: int
     rows: int
+    chunks: int = 0
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What a step's attention has to do: query-key `pairs`, and `cached` tokens that are read."""
+
+    pairs: int
+    cached: int
 
 
 @dataclass
 class Count:
     steps: int = 0
-    contexts: int = 0
+    pairs: int = 0
+    cached: int = 0
     seconds: float = 0.0
 
 
 @dataclass
 class StepClock:
-    """`contexts` are the cached tokens that a step attends to, over its sequences."""
-
     now: Callable[[], float] = time.perf_counter
     counts: dict[Shape, Count] = field(default_factory=dict)
-    _open: dict[int, tuple[Shape, int, float]] = field(default_factory=dict)
+    _open: dict[int, tuple[Shape, Contexts, float]] = field(default_factory=dict)
 
-    def start(self, serial: int, shape: Shape, contexts: int, began: float | None = None) -> None:
+    def start(
+        self, serial: int, shape: Shape, contexts: Contexts, began: float | None = None
+    ) -> None:
         """`began` is when the step's scheduling did, as `now` said then."""
         self._open[serial] = (shape, contexts, self.now() if began is None else began)
 
@@ -40,7 +50,8 @@ class StepClock:
         shape, contexts, began = self._open.pop(serial)
         count = self.counts.setdefault(shape, Count())
         count.steps += 1
-        count.contexts += contexts
+        count.pairs += contexts.pairs
+        count.cached += contexts.cached
         count.seconds += self.now() - began
 
     def phases(self) -> Iterator[tuple[str, list[tuple[Shape, Count]]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parallel.architecture.spec import ModelSpec
-from parallel.precision import Precision, precision
+from parallel.precision import FP8, Precision, precision
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,11 @@ class Formats:
     weights: Precision
     compute: Precision
     kv_cache: Precision
+
+    @property
+    def head(self) -> Precision:
+        """The head and the embedding keep the arithmetic's format where weights are quantised."""
+        return self.compute if self.weights == FP8 else self.weights
 
     def to_json(self) -> dict[str, str]:
         return {k: getattr(self, k).name for k in ("weights", "compute", "kv_cache")}

@@ -17,7 +17,8 @@ from parallel.planner.memory import (
     kv_bytes_per_token,
     weight_bytes,
 )
-from parallel.planner.timing import StepTime, step_time
+from parallel.planner.timing import StepModel, StepTime
+from parallel.planner.work import StepWork
 from parallel.units import format_bytes
 
 
@@ -93,10 +94,8 @@ class Plan:
         stages = [
             {
                 "layers": [s.first, s.end],
-                "tp": degrees.tp,
-                "ranks": [
-                    degrees.rank(tp, pp, dp) for dp in range(degrees.dp) for tp in range(degrees.tp)
-                ],
+                "tp": degrees.tp_of(pp),
+                "ranks": [r for dp in range(degrees.dp) for r in degrees.stage_ranks(pp, dp)],
                 "embedding": s.embedding,
                 "head": s.head,
             }
@@ -180,6 +179,7 @@ def make_plan(
     batch = -(-min(here, limits.requests) // batches)
     average = workload.input_tokens + workload.output_tokens // 2
     chunk = min(workload.input_tokens, limits.step_tokens)
+    model = StepModel(layout, cluster, formats)
     return Plan(
         layout,
         cluster,
@@ -188,8 +188,8 @@ def make_plan(
         workload,
         memory,
         blocks,
-        prefill=step_time(layout, cluster, formats, chunk, chunk * chunk // 2, 1),
-        decode=step_time(layout, cluster, formats, batch, batch * average, batch),
+        prefill=model.step(StepWork.prompt(chunk)),
+        decode=model.step(StepWork.decode(batch, batch * average)),
     )
 
 
@@ -206,7 +206,7 @@ def _fixed_memory(
         weights=weight_bytes(layout, rank, formats),
         kv_cache=0,
         activations=activation_bytes(layout, rank, formats, limits),
-        communication=communication_bytes(layout, device),
+        communication=communication_bytes(layout, rank, device),
         runtime=device.runtime_bytes,
         budget=budget.bytes(device.memory_bytes),
     )

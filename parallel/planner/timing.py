@@ -1,96 +1,187 @@
-"""Seconds of a step: roofline per operation, plus the communication that nothing hides."""
+"""Seconds of a step: roofline per operation, the engine's own costs, and the communication that
+nothing hides.
+
+Step = Σ stages of (Σ layers of (products + attention + small kernels) + head + collectives)
++ host work. Products and collectives: docs/hardware.md. A prompt's chunk isn't replayed from a
+graph: its stage takes at least the time of launching its kernels.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.hardware.facts import Cluster, DeviceType
+from parallel.hardware.facts import Cluster, DeviceType, Launch
 from parallel.layout.layout import Layout
-from parallel.planner.communication import collectives_seconds, step_collectives
+from parallel.planner.communication import Collective, called_among, step_collectives
+from parallel.planner.costs import EngineCosts
 from parallel.planner.formats import Formats
-
-SMALL_KERNELS = 14
-"""Kernels of a layer beside its matrix products and attention: norms, rotary, activation, sums."""
+from parallel.planner.kernels import RankKernels, rank_kernels
+from parallel.planner.work import StepWork
 
 
 @dataclass(frozen=True)
 class StepTime:
     """One step of one batch. `seconds` through all stages in turn; `slowest_seconds` of the
-    stage that limits a full pipeline; `communication_bytes` sent by the rank that sends most."""
+    stage that limits a full pipeline; `communication_bytes` sent by the rank that sends most;
+    `imbalance_seconds` that stages' slowest ranks take beyond the mean of their ranks."""
 
     seconds: float
     slowest_seconds: float
     communication_seconds: float
     communication_bytes: int
+    imbalance_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """Seconds of one stage that depend on tokens and rows alone: all but attention."""
+
+    compute: float
+    imbalance: float
+    communication: float
+    sent: int
+    launch: float
+
+
+class StepModel:
+    """The times of one replica's steps. What depends on tokens alone is computed once."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        cluster: Cluster,
+        formats: Formats,
+        costs: EngineCosts | None = None,
+        replica: int = 0,
+    ):
+        self.layout, self.cluster, self.formats, self.replica = layout, cluster, formats, replica
+        first = cluster.device(layout.degrees.rank(0, 0, replica)).type
+        self.costs = EngineCosts.of(first) if costs is None else costs
+        self._stages = [
+            _Stage(self, self._ranks(pp), pp) for pp in range(layout.degrees.pp)
+        ]
+
+    def _ranks(self, pp: int) -> list[int]:
+        degrees = self.layout.degrees
+        return [degrees.rank(tp, pp, self.replica) for tp in range(degrees.tp_of(pp))]
+
+    def step(self, work: StepWork) -> StepTime:
+        seconds = slowest = communication = imbalance = 0.0
+        sent = 0
+        for stage in self._stages:
+            fixed = stage.fixed(work.tokens, work.rows, work.chunks > 0)
+            busy = fixed.compute + stage.attention(work) + fixed.communication
+            took = max(fixed.launch, busy)
+            seconds += took
+            slowest = max(slowest, took)
+            communication += fixed.communication
+            imbalance += fixed.imbalance
+            sent = max(sent, fixed.sent)
+        host = self.costs.step_seconds + work.rows * self.costs.sequence_seconds
+        return StepTime(
+            seconds + host, slowest + host / len(self._stages), communication, sent, imbalance
+        )
+
+
+class _Stage:
+    """One stage of a replica: as slow as its slowest rank, where uneven shards show."""
+
+    def __init__(self, model: StepModel, ranks: list[int], pp: int):
+        self._model, self._ranks = model, ranks
+        cluster, layout = model.cluster, model.layout
+        shapes = [(rank_kernels(layout, r), cluster.device(r).type) for r in ranks]
+        self._alike = [(s, shapes.count(s)) for i, s in enumerate(shapes) if s not in shapes[:i]]
+        self._layers = len(layout.stages[pp].layers)
+        rates = [_attention_rates(model, kernels, device) for (kernels, device), _ in self._alike]
+        self._pair, self._cached = max(rates)
+        self._known: dict[tuple[int, int, bool], _Fixed] = {}
+        self._calls: dict[tuple[str, int, tuple[int, ...], Launch], float] = {}
+
+    def attention(self, work: StepWork) -> float:
+        return self._pair * work.pairs + self._cached * work.cached
+
+    def fixed(self, tokens: int, rows: int, eager: bool) -> _Fixed:
+        key = (tokens, rows, eager)
+        if key not in self._known:
+            self._known[key] = self._fixed(*key)
+        return self._known[key]
+
+    def _fixed(self, tokens: int, rows: int, eager: bool) -> _Fixed:
+        computed = [
+            (_compute_seconds(self._model, kernels, device, tokens, rows), count)
+            for (kernels, device), count in self._alike
+        ]
+        most = max(seconds for seconds, _ in computed)
+        mean = sum(seconds * count for seconds, count in computed) / len(self._ranks)
+        communication, sent = self._communication(tokens, rows, eager)
+        launch = self._layers * self._model.costs.eager_layer_seconds if eager else 0.0
+        return _Fixed(most, most - mean, communication, sent, launch)
+
+    def _communication(self, tokens: int, rows: int, eager: bool) -> tuple[float, int]:
+        """Seconds and bytes sent of the rank that has most. All call the same of their group;
+        what they send on differs."""
+        model, seconds, sent = self._model, 0.0, 0
+        launch: Launch = "graph" if model.costs.graph and not eager else "eager"
+        for rank in self._ranks:
+            own, called = 0.0, step_collectives(model.layout, rank, model.formats, tokens, rows)
+            for c in called:
+                for calls, ranks in called_among(c, model.layout, rank):
+                    own += calls * self._seconds(c, ranks, launch)
+            seconds = max(seconds, own)
+            sent = max(sent, sum(c.calls * c.sent_bytes for c in called))
+        return seconds, sent
+
+    def _seconds(self, c: Collective, ranks: tuple[int, ...], launch: Launch) -> float:
+        key = (c.op, c.full_bytes, ranks, launch)
+        if key not in self._calls:
+            self._calls[key] = self._model.cluster.collective_seconds(
+                c.op, c.full_bytes, ranks, launch, custom=self._model.costs.one_shot
+            )
+        return self._calls[key]
+
+
+def _compute_seconds(
+    model: StepModel, kernels: RankKernels, device: DeviceType, tokens: int, rows: int
+) -> float:
+    """Products and small kernels of a rank's stage."""
+    formats, costs = model.formats, model.costs
+    weights = formats.weights.name
+    arithmetic = weights if weights == "fp8" else formats.compute.name
+    seconds = products = 0.0
+    moved = formats.compute.bytes / device.effective_bandwidth_bytes_per_second
+    for layer, count in kernels.layers:
+        one = sum(
+            device.product_seconds(tokens, out, into, weights, arithmetic)
+            for out, into in layer.products
+        )
+        products += count * one
+        seconds += count * (tokens * layer.passes * moved + costs.layer(device))
+    if kernels.head and rows:
+        products += device.product_seconds(
+            rows, *kernels.head, formats.head.name, formats.compute.name
+        )
+    return seconds + products / costs.product_share
+
+
+def _attention_rates(
+    model: StepModel, kernels: RankKernels, device: DeviceType
+) -> tuple[float, float]:
+    """Seconds per query-key pair and per cached token."""
+    costs, formats = model.costs, model.formats
+    rate = costs.attention_math * device.effective_flops_per_second(formats.compute.name)
+    share = costs.attention_read or device.memory_efficiency
+    bandwidth = share * device.memory_bandwidth_bytes_per_second
+    pair = sum(count * layer.pair_flops for layer, count in kernels.layers) / rate
+    cached = sum(count * layer.cached for layer, count in kernels.layers)
+    return pair, cached * formats.kv_cache.bytes / bandwidth
 
 
 def step_time(
     layout: Layout,
     cluster: Cluster,
     formats: Formats,
-    tokens: int,
-    contexts: int,
-    rows: int,
-    replica: int = 0,
+    work: StepWork,
+    costs: EngineCosts | None = None,
 ) -> StepTime:
-    """A step of `tokens` new tokens that attend to `contexts` cached ones in all; `rows` sampled.
-
-    A stage takes as long as its slowest rank: uneven shards show here."""
-    degrees = layout.degrees
-    stages, communication, sent = [], [], 0
-    for pp in range(degrees.pp):
-        ranks = [degrees.rank(tp, pp, replica) for tp in range(degrees.tp)]
-        compute = max(
-            _compute_seconds(layout, r, cluster.device(r).type, formats, tokens, contexts, rows)
-            for r in ranks
-        )
-        found = [step_collectives(layout, r, formats, tokens, rows) for r in ranks]
-        exchanged = max(
-            collectives_seconds(f, layout, r, cluster) for f, r in zip(found, ranks, strict=True)
-        )
-        stages.append(compute + exchanged)
-        communication.append(exchanged)
-        sent = max(sent, *(sum(c.calls * c.sent_bytes for c in f) for f in found))
-    return StepTime(sum(stages), max(stages), sum(communication), sent)
-
-
-def _compute_seconds(
-    layout: Layout,
-    rank: int,
-    device: DeviceType,
-    formats: Formats,
-    tokens: int,
-    contexts: int,
-    rows: int,
-) -> float:
-    spec, at = layout.spec, layout.degrees.coordinates(rank)
-    stage, name = layout.stages[at.pp], formats.compute.name
-    w, b, kv = formats.weights.bytes, formats.compute.bytes, formats.kv_cache.bytes
-
-    def product(out: int, into: int, count: int) -> float:
-        moved = out * into * w + count * (out + into) * b
-        return device.operation_seconds(moved, 2.0 * out * into * count, name)
-
-    per_layer: dict[object, float] = {}
-    seconds = 0.0
-    for i in stage.layers:
-        block = spec.blocks[i]
-        if block not in per_layer:
-            heads = layout.rank_heads(block.attention, at.tp)
-            dim, queries, keys = block.attention.head_dim, len(heads.queries), len(heads.kv)
-            columns = layout.columns(block.feed_forward.width)[at.tp].size
-            wide = columns * (2 if block.feed_forward.gated else 1)
-            per_layer[block] = (
-                product((queries + 2 * keys) * dim, spec.hidden, tokens)
-                + device.operation_seconds(
-                    2.0 * contexts * keys * dim * kv, 4.0 * contexts * queries * dim, name
-                )
-                + product(spec.hidden, queries * dim, tokens)
-                + product(wide, spec.hidden, tokens)
-                + product(spec.hidden, columns, tokens)
-                + SMALL_KERNELS * device.launch_seconds
-            )
-        seconds += per_layer[block]
-    if stage.head and rows:
-        seconds += product(layout.vocabulary[at.tp].size, spec.hidden, rows)
-    return seconds
+    """One step, where there is only one to ask for."""
+    return StepModel(layout, cluster, formats, costs).step(work)

@@ -13,7 +13,7 @@ from typing import Any
 
 from parallel.collectives.control import ControlChannel
 from parallel.errors import RequestError
-from parallel.instrument.clock import Shape, StepClock
+from parallel.instrument.clock import Contexts, Shape, StepClock
 from parallel.planner.plan import Plan
 from parallel.requests.types import Request, Sampling, TokenEvent
 from parallel.requests.wire import Channel, event_to_wire
@@ -178,8 +178,9 @@ class Engine:
         )
 
 
-def _shape(batch: Batch) -> tuple[Shape, int]:
-    """A step's shape, and how many cached tokens its sequences attend to in all."""
+def _shape(batch: Batch) -> tuple[Shape, Contexts]:
     rows = sum(1 for w in batch.work if w.samples)
-    contexts = sum(w.count * w.start + w.count * (w.count + 1) // 2 for w in batch.work)
-    return Shape(batch.phase, batch.tokens, rows), contexts
+    chunks = sum(1 for w in batch.work if w.count > 1)
+    pairs = sum(w.count * w.start + w.count * (w.count + 1) // 2 for w in batch.work)
+    cached = sum(w.start + w.count for w in batch.work)
+    return Shape(batch.phase, batch.tokens, rows, chunks), Contexts(pairs, cached)

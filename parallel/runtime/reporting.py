@@ -11,7 +11,8 @@ from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.memory import kv_bytes_per_token, weight_bytes
 from parallel.planner.plan import Plan
-from parallel.planner.timing import step_time
+from parallel.planner.timing import StepModel
+from parallel.planner.work import StepWork
 from parallel.report.report import build_report
 from parallel.runtime.worker import Worker
 
@@ -43,16 +44,15 @@ def rank_report(worker: Worker, activations: int, runtime: int | None) -> Json:
 def predicted_steps(plan: Plan, clock: StepClock) -> Json:
     """Predicted and measured seconds of the phases that were run, summed over their shapes."""
     steps: Json = {}
+    model = StepModel(plan.layout, plan.cluster, plan.formats)
     for phase, shapes in clock.phases():
         if not shapes:
             continue
         predicted = 0.0
         for shape, count in shapes:
-            contexts = count.contexts // count.steps
-            step = step_time(
-                plan.layout, plan.cluster, plan.formats, shape.tokens, contexts, shape.rows
-            )
-            predicted += count.steps * step.seconds
+            pairs, cached = count.pairs / count.steps, count.cached / count.steps
+            work = StepWork(shape.tokens, shape.rows, pairs, cached, shape.chunks)
+            predicted += count.steps * model.step(work).seconds
         steps[phase] = {
             "predicted_seconds": predicted,
             "measured_seconds": sum(c.seconds for _, c in shapes),
