@@ -181,8 +181,8 @@ def test_a_decode_reads_every_weight() -> None:
     weights = sum(p.elements for p in products)
     cache = 70 * layout.kv_elements_per_token(0)
     least = 4 * (weights + cache) / 1e10
-    # Activations of one token come on top: less than a thousandth of the weights.
-    assert least < step.seconds < 1.001 * least
+    # Activations of one token come on top: less than a hundredth of the weights.
+    assert least < step.seconds < 1.01 * least
     assert (step.slowest_seconds, step.communication_seconds) == (step.seconds, 0)
 
 
