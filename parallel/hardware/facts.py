@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 from parallel.errors import HardwareError
+from parallel.hardware.overheads import Overheads
 from parallel.hardware.ring import OPERATIONS, check_operation, ring_seconds
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -48,6 +49,8 @@ class DeviceType:
     """Cores that compute for one rank (cpu); below 1 when ranks share a core."""
     estimated: bool = False
     """True when the figures are rules of thumb, neither a datasheet nor a measurement."""
+    overheads: Overheads | None = None
+    """What this runtime adds to its products there; None where it wasn't calibrated."""
 
     @property
     def effective_bandwidth_bytes_per_second(self) -> float:

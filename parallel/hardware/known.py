@@ -16,6 +16,7 @@ from parallel.hardware.facts import (
     LinkKind,
 )
 from parallel.hardware.fields import Fields, check_number, read_yaml
+from parallel.hardware.overheads import read_overheads
 from parallel.hardware.ring import OPERATIONS
 from parallel.units import GIB
 
@@ -42,6 +43,7 @@ _DEVICE_KEYS = (
     "power_watts",
     "dollars_per_hour",
     "threads",
+    "overheads",
     "link",
 )
 
@@ -98,6 +100,11 @@ def read_device(value: object, where: str, name: str | None = None) -> KnownDevi
         power_watts=fields.optional_number("power_watts"),
         dollars_per_hour=fields.optional_number("dollars_per_hour"),
         threads=fields.number("threads", 1.0),
+        overheads=(
+            read_overheads(fields.raw("overheads"), f"{where}.overheads")
+            if "overheads" in fields
+            else None
+        ),
     )
     link = read_link(fields.raw("link"), f"{where}.link") if "link" in fields else None
     return KnownDevice(device, fields.texts("driver_names"), link)
