@@ -104,7 +104,7 @@ def generate(
                 plan,
                 job.worker,
                 job.control,
-                router,  # type: ignore[arg-type]
+                router,
                 job.clock,
                 job.replica_report,
             )

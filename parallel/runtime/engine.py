@@ -9,20 +9,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from parallel.collectives.control import ControlChannel
 from parallel.errors import RequestError
 from parallel.instrument.clock import Contexts, Shape, StepClock
 from parallel.planner.plan import Plan
 from parallel.requests.types import Request, Sampling, TokenEvent
-from parallel.requests.wire import Channel, event_to_wire
+from parallel.requests.wire import event_to_wire
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.worker import StepResult, Worker
 from parallel.scheduling.blocks import BlockManager
 from parallel.scheduling.scheduler import Batch, Limits, Scheduler
 
 Report = dict[str, Any]
+
+
+class Requests(Protocol):
+    """Where requests come from and tokens go: a router's channel, or what behaves like one."""
+
+    def poll(self, timeout: float | None = 0.0) -> bool: ...
+
+    def receive(self) -> dict[str, Any]: ...
+
+    def send(self, message: dict[str, Any]) -> None: ...
 
 
 class Engine:
@@ -33,7 +43,7 @@ class Engine:
         plan: Plan,
         worker: Worker,
         control: ControlChannel,
-        router: Channel,
+        router: Requests,
         clock: StepClock,
         collect_report: Callable[[], Report],
     ):
@@ -58,6 +68,8 @@ class Engine:
         self._arrived: dict[int, float] = {}
         self._queued_seconds: list[float] = []
         self._stopped = False
+        self.reply_seconds = 0.0
+        """Spent waiting for the last stage's tokens."""
 
     def run(self) -> None:
         """Until the router says stop (or goes away)."""
@@ -136,7 +148,9 @@ class Engine:
     def _finish_oldest(self) -> None:
         serial, batch = self._in_flight.popleft()
         while serial not in self._results:
+            began = self.clock.now()
             result = StepResult.from_wire(self.control.receive_reply())
+            self.reply_seconds += self.clock.now() - began
             self._results[result.serial] = result
         choices = self._results.pop(serial).choices
         reasons = self.scheduler.complete(batch, {i: c.token for i, c in choices.items()})

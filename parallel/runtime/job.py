@@ -19,8 +19,8 @@ from parallel.instrument.clock import StepClock
 from parallel.instrument.ledger import Ledger
 from parallel.planner.plan import Plan
 from parallel.report.report import sum_steps
-from parallel.requests.wire import Channel, connect
-from parallel.runtime.engine import Engine
+from parallel.requests.wire import connect
+from parallel.runtime.engine import Engine, Requests
 from parallel.runtime.reporting import Json, make_report, predicted_steps, rank_report
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.warmup import warm_up
@@ -32,15 +32,18 @@ _LOAD_TIMEOUT = timedelta(hours=12)
 class RankJob:
     """Everything that this rank holds, made in order and given back in reverse."""
 
-    def __init__(self, plan: Plan, rank: int, device: Device, options: MeshOptions):
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        device: Device,
+        options: MeshOptions,
+        make_worker: type[Worker] = Worker,
+    ):
         self.plan, self.rank, self.device = plan, rank, device
         degrees = plan.layout.degrees
         self.coordinates = degrees.coordinates(rank)
-        self.replica = tuple(
-            degrees.rank(tp, pp, self.coordinates.dp)
-            for pp in range(degrees.pp)
-            for tp in range(degrees.tp)
-        )
+        self.replica = degrees.replica(self.coordinates.dp)
         self.is_leader = rank == self.replica[0]
         self.ledger = Ledger()
         self.clock = StepClock()
@@ -50,7 +53,7 @@ class RankJob:
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
         self.control = ControlChannel.open(self.mesh, self.replica)
         self.runtime_bytes = device.context_bytes()
-        self.worker = Worker(plan, rank, self.mesh, device, self.ledger)
+        self.worker = make_worker(plan, rank, self.mesh, device, self.ledger)
 
     def load(self, advance: Callable[[int], None]) -> None:
         """Ends when all ranks have loaded: hosts read at different speeds, and a collective that
@@ -74,13 +77,20 @@ class RankJob:
             degrees = self.plan.layout.degrees
             hello = {"replica": self.coordinates.dp, "replicas": degrees.dp, "facts": facts}
             router.send({"type": "hello", **hello})
-            self._lead(router)
+            self.lead(router)
         finally:
-            self.control.broadcast({"op": "stop"})
             router.close()
 
-    def _lead(self, router: Channel) -> None:
-        Engine(self.plan, self.worker, self.control, router, self.clock, self.replica_report).run()
+    def lead(self, router: Requests) -> Engine:
+        """The leader's part, until `router` says stop; then the others' ends too."""
+        engine = Engine(
+            self.plan, self.worker, self.control, router, self.clock, self.replica_report
+        )
+        try:
+            engine.run()
+        finally:
+            self.control.broadcast({"op": "stop"})
+        return engine
 
     def follow(self) -> None:
         while (message := self.control.receive())["op"] != "stop":
