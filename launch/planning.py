@@ -52,10 +52,21 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
 
 
 def _product(settings: PlanKeys) -> int | None:
-    degrees = [settings.tp, settings.pp, settings.dp]
-    if all(d is None for d in degrees):
+    tp, pp, dp = settings.tp, settings.pp, settings.dp
+    if settings.stage_tp is not None:
+        return _staged(settings).replica_size * (1 if dp is None else dp)
+    if tp is None and pp is None and dp is None:
         return None
-    return Degrees(*(1 if d is None else d for d in degrees)).world_size
+    tp, pp, dp = (1 if d is None else d for d in (tp, pp, dp))
+    return Degrees(tp, pp, dp).world_size
+
+
+def _staged(settings: PlanKeys) -> Degrees:
+    """One replica whose stages have the degrees given; tp and pp may only say the same again."""
+    stage_tp = tuple(settings.stage_tp or ())
+    degrees = Degrees.of_stages(stage_tp)
+    tp, pp = settings.tp, settings.pp
+    return Degrees(degrees.tp if tp is None else tp, degrees.pp if pp is None else pp, 1, stage_tp)
 
 
 def wanted(settings: PlanKeys, world_size: int | None) -> Wanted:
@@ -65,6 +76,16 @@ def wanted(settings: PlanKeys, world_size: int | None) -> Wanted:
     for axis, degree in (("tp", tp), ("pp", pp), ("dp", dp)):
         if degree is not None and degree < 1:
             raise LayoutError(f"{axis}={degree} is not a degree; give an integer of at least 1")
+    stages = None if settings.stages is None else tuple(settings.stages)
+    if settings.stage_tp is not None:
+        replica = _staged(settings)
+        if world_size is None:
+            dp = dp or 1
+        else:
+            _check_replicas(replica, dp, world_size)
+        return Wanted(
+            replica.tp, replica.pp, dp, world_size, stages, settings.heads, replica.stage_tp
+        )
     if world_size is None:
         if tp is not None or pp is not None or dp is not None:
             tp, pp, dp = tp or 1, pp or 1, dp or 1
@@ -72,7 +93,6 @@ def wanted(settings: PlanKeys, world_size: int | None) -> Wanted:
         _check_world(tp, pp, dp, world_size)
         if tp is not None or pp is not None:
             tp, pp = _completed(tp, pp, dp, world_size)
-    stages = None if settings.stages is None else tuple(settings.stages)
     return Wanted(tp, pp, dp, world_size, stages, settings.heads)
 
 
@@ -95,6 +115,18 @@ def _check_world(tp: int | None, pp: int | None, dp: int | None, world: int) -> 
         f"{given} needs {product} ranks; torchrun started {world} "
         f"(WORLD_SIZE={os.environ.get('WORLD_SIZE')}): start it with --nproc-per-node {product}, "
         f"or choose degrees whose product is {world}"
+    )
+
+
+def _check_replicas(replica: Degrees, dp: int | None, world: int) -> None:
+    size = replica.replica_size
+    if world == size * (dp or max(1, world // size)):
+        return
+    raise LayoutError(
+        f"{replica} takes {size} ranks for each replica"
+        + (f", {size * dp} for dp={dp}" if dp else "")
+        + f"; torchrun started {world}: start it with --nproc-per-node {size * (dp or 1)}, or "
+        "choose a stage_tp whose sum divides the number of ranks"
     )
 
 

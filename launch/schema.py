@@ -58,6 +58,7 @@ class PlanKeys:
     tp: int | None = None
     pp: int | None = None
     dp: int | None = None
+    stage_tp: list[int] | None = None
     heads: str = "auto"
     stages: list[int] | None = None
     memory_gib: float | None = None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parallel.architecture.spec import ModelSpec, Parameter, Role
 from parallel.errors import LayoutError
 from parallel.layout import stages as stage_cuts
-from parallel.layout.degrees import Degrees
+from parallel.layout.degrees import Coordinates, Degrees
 from parallel.layout.heads import CHOICES, RankHeads, head_map
 from parallel.layout.layout import Layout
 from parallel.layout.split import Piece, column_unit, even_split, scale
@@ -46,6 +46,72 @@ def test_ranks_and_coordinates(tp: int, pp: int, dp: int) -> None:
 def test_degrees_below_one_are_refused(axis: str) -> None:
     with pytest.raises(LayoutError, match=f"{axis}=0 is not a degree"):
         Degrees(**{axis: 0})
+
+
+unlike = st.lists(st.integers(1, 6), min_size=1, max_size=5)
+
+
+@given(unlike, st.integers(1, 3))
+def test_ranks_of_unlike_stages(stage_tp: list[int], dp: int) -> None:
+    """Ranks count through stages and replicas, and every axis cuts them into groups."""
+    degrees = Degrees.of_stages(stage_tp, dp)
+    assert (degrees.tp, degrees.pp) == (max(stage_tp), len(stage_tp))
+    assert degrees.world_size == dp * sum(stage_tp)
+    places = [
+        Coordinates(tp, pp, replica)
+        for replica in range(dp)
+        for pp, size in enumerate(stage_tp)
+        for tp in range(size)
+    ]
+    assert [degrees.coordinates(r) for r in range(degrees.world_size)] == places
+    assert [degrees.rank(at.tp, at.pp, at.dp) for at in places] == list(range(len(places)))
+    assert [r for i in range(dp) for r in degrees.replica(i)] == list(range(len(places)))
+    for axis in ("tp", "pp", "dp"):
+        groups = {degrees.group(axis, r) for r in range(degrees.world_size)}
+        assert sorted(r for group in groups for r in group) == list(range(len(places)))
+        assert all(degrees.group(axis, r) == group for group in groups for r in group)
+        assert all(list(group) == sorted(group) for group in groups)
+    assert degrees.group("tp", 0) == tuple(range(stage_tp[0]))
+
+
+@given(unlike, st.integers(1, 2))
+def test_each_rank_is_fed_once_by_the_stage_before(stage_tp: list[int], dp: int) -> None:
+    degrees = Degrees.of_stages(stage_tp, dp)
+    for rank in range(degrees.world_size):
+        at, sender = degrees.coordinates(rank), degrees.sender(rank)
+        assert (sender is None) == (at.pp == 0)
+        fed = degrees.receivers(rank)
+        assert all(degrees.sender(r) == rank for r in fed)
+        assert set(fed) <= set(degrees.group("pp", rank))
+        if sender is not None:
+            above = degrees.coordinates(sender)
+            assert (above.pp, above.dp) == (at.pp - 1, at.dp)
+            assert rank in degrees.receivers(sender)
+            here, before = degrees.tp_of(at.pp), degrees.tp_of(above.pp)
+            assert len(degrees.receivers(sender)) <= -(-here // before)
+            assert here != before or above.tp == at.tp
+
+
+def test_neighbours_of_unlike_stages() -> None:
+    degrees = Degrees.of_stages([2, 4, 1])
+    assert [degrees.receivers(r) for r in range(7)] == [(2, 3), (4, 5), (6,), (), (), (), ()]
+    assert degrees.group("pp", 6) == (0, 2, 3, 6)
+    assert degrees.group("pp", 5) == (1, 4, 5)
+    assert Degrees.of_stages([2, 1]).group("pp", 1) == (1,)
+
+
+def test_equal_degrees_have_one_spelling() -> None:
+    assert Degrees.of_stages([2, 2], 3) == Degrees(2, 2, 3) == Degrees(2, 2, 3, (2, 2))
+    assert str(Degrees.of_stages([2, 2])) == "tp=2 pp=2 dp=1"
+    assert str(Degrees.of_stages([2, 1], 3)) == "stage_tp=[2,1] dp=3"
+
+
+def test_stage_degrees_that_are_refused() -> None:
+    for wrong in ([], [2, 0], [-1]):
+        with pytest.raises(LayoutError, match=r"stage_tp=\[.*\] must give each stage's tp"):
+            Degrees.of_stages(wrong)
+    with pytest.raises(LayoutError, match=r"means tp=2 \(the largest\) and pp=2, not tp=4 pp=2"):
+        Degrees(4, 2, 1, (2, 1))
 
 
 # ---------------------------------------------------------------------------- splits
@@ -174,31 +240,36 @@ def test_head_maps_that_are_refused() -> None:
 # ---------------------------------------------------------------------------- stages
 
 
-def bottleneck(costs: list[float], bounds: tuple[int, ...], first: float, last: float) -> float:
+def bottleneck(
+    costs: list[float], bounds: tuple[int, ...], first: float, last: float, stage_tp: list[int]
+) -> float:
     loads = [sum(costs[a:b]) for a, b in pairwise(bounds)]
     loads[0] += first
     loads[-1] += last
-    return max(loads)
+    return max(load / tp for load, tp in zip(loads, stage_tp, strict=True))
 
 
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=8),
     st.integers(0, 20),
     st.integers(0, 20),
-    st.integers(1, 8),
+    st.lists(st.integers(1, 4), min_size=1, max_size=8),
 )
-def test_balanced_stages_are_optimal(costs: list[int], first: int, last: int, pp: int) -> None:
+def test_balanced_stages_are_optimal(
+    costs: list[int], first: int, last: int, stage_tp: list[int]
+) -> None:
+    pp = len(stage_tp)
     assume(pp <= len(costs))
     loads = [float(c) for c in costs]
-    cut = stage_cuts.balanced(loads, first, last, pp)
+    cut = stage_cuts.balanced(loads, first, last, pp, stage_tp)
     assert [i for s in cut for i in s.layers] == list(range(len(costs)))
     assert all(len(s.layers) >= 1 for s in cut)
     assert [s.embedding for s in cut] == [i == 0 for i in range(pp)]
     assert [s.head for s in cut] == [i == pp - 1 for i in range(pp)]
     every = ((0, *inner, len(costs)) for inner in combinations(range(1, len(costs)), pp - 1))
     chosen = (0, *(s.end for s in cut))
-    assert bottleneck(loads, chosen, first, last) == min(
-        bottleneck(loads, bounds, first, last) for bounds in every
+    assert bottleneck(loads, chosen, first, last, stage_tp) == min(
+        bottleneck(loads, bounds, first, last, stage_tp) for bounds in every
     )
 
 
@@ -226,14 +297,16 @@ def layouts(draw: st.DrawFn) -> Layout:
     tp = draw(st.integers(1, min(attention.heads, 6)))
     choices = CHOICES if tp <= attention.kv_heads else ("auto", "replicate", "padded")
     pp, dp = draw(st.integers(1, spec.layers)), draw(st.integers(1, 2))
-    return Layout.make(spec, Degrees(tp, pp, dp), heads=draw(st.sampled_from(choices)))
+    stage_tp = draw(st.lists(st.integers(1, tp), min_size=pp, max_size=pp))
+    degrees = draw(st.sampled_from([Degrees(tp, pp, dp), Degrees.of_stages(stage_tp, dp)]))
+    return Layout.make(spec, degrees, heads=draw(st.sampled_from(choices)))
 
 
 def holders(layout: Layout, p: Parameter, pp: int) -> list[list[int]]:
     """How often each index of the split dimension is held, by tp rank; [] where nothing is."""
     found: list[list[int]] = []
-    for tp in range(layout.degrees.tp):
-        shards = [s for s in layout.shards(layout.degrees.rank(tp, pp, 0)) if s.parameter is p]
+    for rank in layout.degrees.stage_ranks(pp, 0):
+        shards = [s for s in layout.shards(rank) if s.parameter is p]
         assert len(shards) <= 1
         if not shards:
             found.append([])
@@ -277,9 +350,10 @@ def stages_of(spec: ModelSpec, p: Parameter, layout: Layout) -> list[int]:
 
 @given(layouts())
 def test_shards_cover_every_parameter(layout: Layout) -> None:
-    spec, tp = layout.spec, layout.degrees.tp
+    spec, degrees = layout.spec, layout.degrees
     for p in spec.parameters:
-        for pp in range(layout.degrees.pp):
+        for pp in range(degrees.pp):
+            tp = degrees.tp_of(pp)
             held = holders(layout, p, pp)
             if pp not in stages_of(spec, p, layout):
                 assert held == [[]] * tp
@@ -293,7 +367,7 @@ def test_shards_cover_every_parameter(layout: Layout) -> None:
             elif p.role in (Role.KEY, Role.VALUE):
                 assert p.layer is not None
                 attention = spec.blocks[p.layer].attention
-                ranks = [layout.rank_heads(attention, t) for t in range(tp)]
+                ranks = [layout.rank_heads(attention, Coordinates(t, pp, 0)) for t in range(tp)]
                 assert sums == [
                     sum(row // attention.head_dim in r.kv for r in ranks)
                     for row in range(p.shape[0])
@@ -321,13 +395,14 @@ def test_rows_of_queries_follow_the_head_map() -> None:
     layout = Layout.make(small_spec(num_attention_heads=9, num_key_value_heads=3), Degrees(2))
     spec = layout.spec
     for tp in range(2):
-        heads = layout.rank_heads(spec.blocks[0].attention, tp)
+        at = Coordinates(tp, 0, 0)
+        heads = layout.rank_heads(spec.blocks[0].attention, at)
         rows = [q * 8 + i for q in heads.queries for i in range(8)]
         query, out = spec.of(Role.QUERY, 0), spec.of(Role.ATTENTION_OUTPUT, 0)
         assert query is not None and out is not None
-        assert indices(layout.shard(query, tp).pieces) == rows
-        assert indices(layout.shard(out, tp).pieces) == rows
-        assert (layout.shard(query, tp).dim, layout.shard(out, tp).dim) == (0, 1)
+        assert indices(layout.shard(query, at).pieces) == rows
+        assert indices(layout.shard(out, at).pieces) == rows
+        assert (layout.shard(query, at).dim, layout.shard(out, at).dim) == (0, 1)
 
 
 def test_a_tied_table_is_held_by_both_end_stages() -> None:
@@ -373,6 +448,22 @@ def test_degrees_that_the_model_cant_take(degrees: Degrees, words: str) -> None:
     with pytest.raises(LayoutError) as caught:
         Layout.make(small_spec(), degrees)
     assert words in str(caught.value)
+
+
+def test_each_stage_is_held_by_its_own_ranks() -> None:
+    """A stage of one rank holds its layers whole; the same layers over two ranks weigh as much,
+    but for the norms that both hold. The stage with two ranks takes the more layers."""
+    layout = Layout.make(BIG, Degrees.of_stages([2, 1]))
+    assert [len(s.layers) for s in layout.stages] == [7, 1]
+    whole = Layout.make(BIG, Degrees(pp=2), stages=[7, 1])
+    assert layout.shards(2) == whole.shards(1)
+    assert layout.kv_elements_per_token(2) == whole.kv_elements_per_token(1)
+    norms = 7 * 2 * BIG.hidden
+    halves = layout.weight_elements(0) + layout.weight_elements(1)
+    assert halves == whole.weight_elements(0) + norms
+    assert sum(map(layout.kv_elements_per_token, (0, 1))) == whole.kv_elements_per_token(0)
+    with pytest.raises(LayoutError, match=r"tp=7 of stage 1 is more than the 6 query heads"):
+        Layout.make(small_spec(), Degrees.of_stages([2, 7]))
 
 
 def test_narrow_models_limit_tp_too() -> None:

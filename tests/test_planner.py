@@ -201,9 +201,7 @@ def test_stages_take_as_long_as_their_slowest_rank() -> None:
 def test_communication_of_a_step() -> None:
     """Ring of two at 1 GB/s and 1 µs a hop: 2 hops and S bytes for each all-reduce."""
     layout, formats = Layout.make(BIG, Degrees(tp=2)), choose_formats(BIG)
-    step = step_time(
-        layout, toy_cluster(toy_device(), toy_device()), formats, StepWork.prompt(3)
-    )
+    step = step_time(layout, toy_cluster(toy_device(), toy_device()), formats, StepWork.prompt(3))
     size, piece = 3 * 1024 * 4, 16002 * 4
     calls = 1 + 2 * 8
     assert step.communication_bytes == calls * size + piece
@@ -234,7 +232,7 @@ def test_prices() -> None:
 
 PHASE = {"seconds", "communication_seconds", "communication_bytes", "bubble"}
 PLAN = {
-    *("tp", "pp", "dp", "world_size", "precision", "pareto", "stages", "ranks"),
+    *("tp", "pp", "dp", "stage_tp", "world_size", "precision", "pareto", "stages", "ranks"),
     *("kv_cache_tokens", "prefill", "decode", "ttft_ms", "tpot_ms", "tokens_per_second"),
     "dollars_per_million_tokens",
 }
@@ -249,7 +247,7 @@ def test_the_contracts_json() -> None:
     body = json.loads(json.dumps(outcome.to_json(), allow_nan=False))
     assert set(body) == {"plans", "rejected"}
     for r in body["rejected"]:
-        assert set(r) == {"tp", "pp", "dp", "reason", "suggestion"}
+        assert set(r) == {"tp", "pp", "dp", "stage_tp", "reason", "suggestion"}
     for p, plan in zip(body["plans"], outcome.plans, strict=True):
         assert set(p) >= PLAN
         assert set(p["prefill"]) == set(p["decode"]) == PHASE

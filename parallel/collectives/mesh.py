@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -64,13 +64,16 @@ class Mesh:
         else:
             exchange = Exchange(_join(rank, world, device, options), rank, world)
         groups = {axis: _groups(degrees, axis, rank, options) for axis in AXES}
+        # A batch leaves once for each receiver.
+        sends = options.batches * max(1, len(degrees.receivers(rank)))
+        own = replace(options, batches=sends)
         facts = _facts(exchange, device)
         communicators = {}
         for axis in AXES:
             ranks = degrees.group(axis, rank)
             transport = None
             if len(ranks) > 1:
-                transport = _transport(axis, ranks, groups[axis], exchange, device, facts, options)
+                transport = _transport(axis, ranks, groups[axis], exchange, device, facts, own)
             index = ranks.index(rank)
             communicators[axis] = Communicator(axis, ranks, index, transport, ledger, device)
         return cls(degrees, rank, device, communicators, exchange)

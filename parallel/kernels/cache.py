@@ -56,7 +56,7 @@ class KVCache:
         layers = {}
         for i in layout.stages[at.pp].layers:
             attention = spec.blocks[i].attention
-            heads = len(layout.rank_heads(attention, at.tp).kv)
+            heads = len(layout.rank_heads(attention, at).kv)
             shape = (blocks, block_tokens, heads, attention.head_dim)
             layers[i] = LayerCache(device.zeros(shape, dtype), device.zeros(shape, dtype))
         return cls(layers, blocks, block_tokens)

@@ -57,27 +57,29 @@ class Layout:
     ) -> Layout:
         """Cuts and checks. Raises `LayoutError` naming the nearest legal choices."""
         check_degrees(spec, degrees)
-        for a in {(b.attention.heads, b.attention.kv_heads) for b in spec.blocks}:
-            head_map(*a, degrees.tp, heads)
+        for tp in degrees.stage_tp or (degrees.tp,):
+            for a in {(b.attention.heads, b.attention.kv_heads) for b in spec.blocks}:
+                head_map(*a, tp, heads)
         if stages is not None:
             cuts = stage_cuts.given(stages, spec.layers, degrees.pp)
         else:
             costs = [float(sum(p.elements for p in layer)) for layer in _by_layer(spec)]
             head = float(spec.vocabulary * spec.hidden)
-            cuts = stage_cuts.balanced(costs, 0.0, head, degrees.pp)
+            cuts = stage_cuts.balanced(costs, 0.0, head, degrees.pp, degrees.stage_tp)
         return cls(spec, degrees, cuts, heads)
 
-    def rank_heads(self, attention: Attention, tp: int) -> RankHeads:
-        return head_map(attention.heads, attention.kv_heads, self.degrees.tp, self.heads)[tp]
+    def rank_heads(self, attention: Attention, at: Coordinates) -> RankHeads:
+        tp = self.degrees.tp_of(at.pp)
+        return head_map(attention.heads, attention.kv_heads, tp, self.heads)[at.tp]
 
-    @cached_property
-    def vocabulary(self) -> tuple[Piece, ...]:
-        """Rows of the embedding and of the head, by tp coordinate."""
-        return even_split(self.spec.vocabulary, self.degrees.tp)
+    def vocabulary(self, pp: int) -> tuple[Piece, ...]:
+        """Rows of the embedding and of the head on stage `pp`, by tp coordinate."""
+        return even_split(self.spec.vocabulary, self.degrees.tp_of(pp))
 
-    def columns(self, width: int) -> tuple[Piece, ...]:
-        """FFN columns by tp coordinate."""
-        return even_split(width, self.degrees.tp, column_unit(width, self.degrees.tp))
+    def columns(self, width: int, at: Coordinates) -> Piece:
+        """FFN columns of a rank."""
+        tp = self.degrees.tp_of(at.pp)
+        return even_split(width, tp, column_unit(width, tp))[at.tp]
 
     def stage(self, rank: int) -> Stage:
         return self.stages[self.degrees.coordinates(rank).pp]
@@ -109,19 +111,19 @@ class Layout:
             else:
                 held = stage.head
             if held and not (p.role in _ADDED_ONCE and p.kind == "bias" and at.tp != 0):
-                yield self.shard(p, at.tp)
+                yield self.shard(p, at)
 
-    def shard(self, p: Parameter, tp: int) -> Shard:
-        """The part of `p` that tensor-parallel coordinate `tp` holds."""
+    def shard(self, p: Parameter, at: Coordinates) -> Shard:
+        """The part of `p` that a rank of its stage holds."""
         block = None if p.layer is None else self.spec.blocks[p.layer]
         facts = block and (
             block.attention.heads,
             block.attention.kv_heads,
             block.feed_forward.width,
         )
-        key = (p.role, p.kind, p.shape, facts, tp)
+        key = (p.role, p.kind, p.shape, facts, at.tp, self.degrees.tp_of(at.pp))
         if key not in self._splits:
-            self._splits[key] = self._split_with_shape(p, tp)
+            self._splits[key] = self._split_with_shape(p, at)
         return Shard(p, *self._splits[key])
 
     @cached_property
@@ -130,31 +132,31 @@ class Layout:
         return {}
 
     def _split_with_shape(
-        self, p: Parameter, tp: int
+        self, p: Parameter, at: Coordinates
     ) -> tuple[int | None, tuple[Piece, ...], tuple[int, ...]]:
-        dim, pieces = self._split(p, tp)
+        dim, pieces = self._split(p, at)
         shape = list(p.shape)
         if dim is not None:
             shape[dim] = sum(piece.size for piece in pieces)
         return dim, pieces, tuple(shape)
 
-    def _split(self, p: Parameter, tp: int) -> tuple[int | None, tuple[Piece, ...]]:
+    def _split(self, p: Parameter, at: Coordinates) -> tuple[int | None, tuple[Piece, ...]]:
         if p.role in _BY_ROWS_OF_VOCABULARY:
-            return 0, (self.vocabulary[tp],)
+            return 0, (self.vocabulary(at.pp)[at.tp],)
         if p.layer is None:
             return None, ()
         block = self.spec.blocks[p.layer]
-        heads, dim = self.rank_heads(block.attention, tp), block.attention.head_dim
+        heads, dim = self.rank_heads(block.attention, at), block.attention.head_dim
         if p.role in _BY_QUERY_HEADS:
             return 0, heads.query_rows(dim)
         if p.role in _BY_KV_HEADS:
             return 0, heads.kv_rows(dim)
         if p.role in _BY_COLUMNS:
-            return 0, (self.columns(block.feed_forward.width)[tp],)
+            return 0, (self.columns(block.feed_forward.width, at),)
         if p.kind == "weight" and p.role is Role.ATTENTION_OUTPUT:
             return 1, heads.query_rows(dim)
         if p.kind == "weight" and p.role is Role.DOWN:
-            return 1, (self.columns(block.feed_forward.width)[tp],)
+            return 1, (self.columns(block.feed_forward.width, at),)
         return None, ()
 
     def kv_elements_per_token(self, rank: int) -> int:
@@ -163,7 +165,7 @@ class Layout:
         total = 0
         for i in self.stages[at.pp].layers:
             attention = self.spec.blocks[i].attention
-            total += 2 * len(self.rank_heads(attention, at.tp).kv) * attention.head_dim
+            total += 2 * len(self.rank_heads(attention, at).kv) * attention.head_dim
         return total
 
 
@@ -180,10 +182,13 @@ def check_degrees(spec: ModelSpec, degrees: Degrees) -> None:
     heads = min(b.attention.heads for b in spec.blocks)
     width = min(b.feed_forward.width for b in spec.blocks)
     most = min(heads, width, spec.vocabulary)
-    if degrees.tp > most:
+    for pp, tp in enumerate(degrees.stage_tp or (degrees.tp,)):
+        if tp <= most:
+            continue
         what = "query heads" if most == heads else "FFN columns or vocabulary rows"
+        where = "" if degrees.stage_tp is None else f" of stage {pp}"
         raise LayoutError(
-            f"tp={degrees.tp} is more than the {most} {what} of {spec.name}; "
+            f"tp={tp}{where} is more than the {most} {what} of {spec.name}; "
             f"legal here: tp 1 to {most}"
             + (f", for example tp={most}" if most > 1 else "")
             + "; use pp for more ranks"

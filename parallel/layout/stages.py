@@ -42,12 +42,18 @@ def given(counts: Sequence[int], layers: int, pp: int) -> tuple[Stage, ...]:
     return cut(counts)
 
 
-def balanced(costs: Sequence[float], first: float, last: float, pp: int) -> tuple[Stage, ...]:
+def balanced(
+    costs: Sequence[float],
+    first: float,
+    last: float,
+    pp: int,
+    stage_tp: Sequence[int] | None = None,
+) -> tuple[Stage, ...]:
     """The cut whose dearest stage is cheapest, by dynamic programming over cut points.
 
     `costs` per layer; `first` and `last` are what the embedding and the head add to the end
-    stages. Equal bottlenecks are told apart by the sum of squares, as far as the programme
-    keeps them: mostly the more even cut.
+    stages. The ranks of a stage share its costs (`stage_tp`). Equal bottlenecks are told apart by
+    the sum of squares, as far as the programme keeps them: mostly the more even cut.
     """
     layers = len(costs)
     if pp > layers:
@@ -58,7 +64,7 @@ def balanced(costs: Sequence[float], first: float, last: float, pp: int) -> tupl
 
     def cost(stage: int, a: int, b: int) -> float:
         extra = (first if stage == 0 else 0.0) + (last if stage == pp - 1 else 0.0)
-        return prefix[b] - prefix[a] + extra
+        return (prefix[b] - prefix[a] + extra) / (1 if stage_tp is None else stage_tp[stage])
 
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}
     for stage in range(pp):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.hardware.facts import Cluster
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 
@@ -27,8 +26,8 @@ def step_collectives(
 ) -> list[Collective]:
     """Of one rank in a step of `tokens`, `rows` of them sampled. An all-reduce sends
     2(t-1)/t of its array in a ring, an all-gather (t-1) times its padded piece."""
-    spec, t = layout.spec, layout.degrees.tp
-    stage = layout.stage(rank)
+    spec, at = layout.spec, layout.degrees.coordinates(rank)
+    t, stage = layout.degrees.tp_of(at.pp), layout.stages[at.pp]
     size = tokens * spec.hidden * formats.compute.bytes
     found: list[Collective] = []
     if t > 1:
@@ -39,21 +38,16 @@ def step_collectives(
         sent = 2 * (t - 1) * size // t
         found += [Collective("tp", "all_reduce", k, n, size, sent) for k, n in kinds]
         if stage.head and rows:
-            piece = rows * max(p.size for p in layout.vocabulary) * 4
+            piece = rows * max(p.size for p in layout.vocabulary(at.pp)) * 4
             found.append(Collective("tp", "all_gather", "logits", 1, piece * t, (t - 1) * piece))
-    if not stage.head:
-        found.append(Collective("pp", "send", "stage", 1, size, size))
+    receivers = len(layout.degrees.receivers(rank))
+    if receivers:
+        found.append(Collective("pp", "send", "stage", receivers, size, size))
     return found
 
 
-def collectives_seconds(
-    found: list[Collective], layout: Layout, rank: int, cluster: Cluster
-) -> float:
-    seconds = 0.0
-    for c in found:
-        group = layout.degrees.group(c.axis, rank)
-        if c.op == "send":
-            at = group.index(rank)
-            group = group[at : at + 2]
-        seconds += c.calls * cluster.collective_seconds(c.op, c.full_bytes, group)
-    return seconds
+def called_among(found: Collective, layout: Layout, rank: int) -> list[tuple[int, tuple[int, ...]]]:
+    """How many of a rank's calls go among which ranks: each send is between two."""
+    if found.op == "send":
+        return [(1, (rank, to)) for to in layout.degrees.receivers(rank)]
+    return [(found.calls, layout.degrees.group(found.axis, rank))]

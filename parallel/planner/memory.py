@@ -63,28 +63,29 @@ def activation_bytes(layout: Layout, rank: int, formats: Formats, limits: Engine
     most = norm
     for i in (stage.first,):
         block = spec.blocks[i]
-        heads = layout.rank_heads(block.attention, at.tp)
+        heads = layout.rank_heads(block.attention, at)
         dim, queries, keys = block.attention.head_dim, len(heads.queries), len(heads.kv)
         projected = tokens * (queries + 2 * keys) * dim * b
         rotated = 3 * tokens * (queries + keys) * dim * b
         gathered = 2 * max(context, min(limits.requests * context, GATHER_TOKENS)) * keys * dim * b
         masks = tokens * context * (1 + b)
         attended = 3 * tokens * keys * heads.group * dim * max(b, 4)
-        columns = layout.columns(block.feed_forward.width)[at.tp].size
+        columns = layout.columns(block.feed_forward.width, at).size
         wide = tokens * columns * b * (4 if block.feed_forward.gated else 2)
         out = tokens * spec.hidden * b
         most = max(most, projected + max(rotated, gathered + masks + attended) + out, wide + out)
     if stage.head:
-        rows, local = limits.requests, layout.vocabulary[at.tp].size
-        gathered = 0 if layout.degrees.tp == 1 else 2 * rows * spec.vocabulary * 4
+        rows, local = limits.requests, layout.vocabulary(at.pp)[at.tp].size
+        gathered = 0 if layout.degrees.tp_of(at.pp) == 1 else 2 * rows * spec.vocabulary * 4
         most = max(most, rows * local * (b + 4) + gathered + 64 * spec.vocabulary)
     return residual + most
 
 
-def communication_bytes(layout: Layout, device: DeviceType) -> int:
+def communication_bytes(layout: Layout, rank: int, device: DeviceType) -> int:
     """NCCL: some 340 MiB per communicator as reported on H100 (docs/memory.md); on CPU the
     shared-memory workspace of the tp group (66 MiB) and gloo's buffers."""
-    degrees = layout.degrees
+    degrees, at = layout.degrees, layout.degrees.coordinates(rank)
+    shares_layers = degrees.tp_of(at.pp) > 1
     if device.kind == "cuda":
-        return 342 * MIB * ((degrees.tp > 1) + (degrees.pp > 1))
-    return 66 * MIB * (degrees.tp > 1) + 8 * MIB * (degrees.world_size > 1)
+        return 342 * MIB * (shares_layers + (at.pp > 0 or bool(degrees.receivers(rank))))
+    return 66 * MIB * shares_layers + 8 * MIB * (degrees.world_size > 1)

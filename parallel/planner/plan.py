@@ -118,6 +118,7 @@ class Plan:
             "tp": degrees.tp,
             "pp": degrees.pp,
             "dp": degrees.dp,
+            "stage_tp": degrees.stage_tp and list(degrees.stage_tp),
             "world_size": degrees.world_size,
             "heads": layout.heads,
             "precision": self.formats.to_json(),

@@ -30,6 +30,8 @@ class Wanted:
     world_size: int | None = None
     stages: tuple[int, ...] | None = None
     heads: str = "auto"
+    stage_tp: tuple[int, ...] | None = None
+    """Given where stages differ in tp: `tp` and `pp` are then its largest and its length."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Rejected:
             "dp": d.dp,
             "reason": self.reason,
             "suggestion": self.suggestion,
+            "stage_tp": d.stage_tp and list(d.stage_tp),
         }
 
 
@@ -114,8 +117,9 @@ class Planner:
 
         for tp in choices(wanted.tp, min(heads, most)):
             for pp in choices(wanted.pp, min(self.spec.layers, most // max(tp, 1))):
-                for dp in choices(wanted.dp, most // max(tp * pp, 1)):
-                    degrees = Degrees(tp, pp, dp)
+                replica = Degrees(tp, pp, 1, wanted.stage_tp).replica_size
+                for dp in choices(wanted.dp, most // replica):
+                    degrees = Degrees(tp, pp, dp, wanted.stage_tp)
                     if wanted.world_size in (None, degrees.world_size):
                         yield degrees
 
@@ -126,6 +130,7 @@ class Planner:
         free = Wanted(heads=wanted.heads)
         nearby = [Degrees(tp=degrees.tp, pp=degrees.pp * k, dp=1) for k in (2, 4, 8)]
         nearby += [Degrees(tp=degrees.tp * k, pp=degrees.pp, dp=1) for k in (2, 4, 8)]
+        nearby += [Degrees(degrees.tp, degrees.pp)] if degrees.stage_tp else []
         nearby.sort(key=lambda d: d.world_size)
         for other in nearby:
             if self._works(other, free):
@@ -145,7 +150,8 @@ class Planner:
     def _nearest(self, degrees: Degrees, wanted: Wanted) -> str:
         """The legal layout that differs least from an illegal one."""
         heads = min(b.attention.heads for b in self.spec.blocks)
-        nearest = Degrees(min(degrees.tp, heads), min(degrees.pp, self.spec.layers), degrees.dp)
+        stages = range(min(degrees.pp, self.spec.layers))
+        nearest = Degrees.of_stages([min(degrees.tp_of(pp), heads) for pp in stages], degrees.dp)
         if nearest != degrees and self._works(nearest, Wanted()):
             return f"use {nearest}"
         if self._works(degrees, Wanted()):

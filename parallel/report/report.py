@@ -146,12 +146,20 @@ def relative_error(predicted: float | None, measured: float | None) -> float | N
     return (predicted - measured) / measured
 
 
+def layout_name(entry: Json, dp: str | None = None) -> str:
+    """The degrees of a plan or a rejected layout, in the command line's words."""
+    dp = str(entry["dp"]) if dp is None else dp
+    if stage_tp := entry.get("stage_tp"):
+        return f"stage_tp=[{','.join(map(str, stage_tp))}] dp={dp}"
+    return f"tp={entry['tp']} pp={entry['pp']} dp={dp}"
+
+
 def summary_lines(report: Json) -> list[str]:
     """What the run proved, saved and cost: for the end of a log."""
     plan = report["plan"]
     lines = [
         _memory_line(report),
-        _saved_line(f"tp={plan['tp']} pp={plan['pp']} dp={plan['dp']}", report["saved"]),
+        _saved_line(layout_name(plan), report["saved"]),
     ]
     for phase, step in report["steps"].items():
         predicted, measured = step.get("predicted_seconds"), step.get("measured_seconds")

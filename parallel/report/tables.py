@@ -22,6 +22,7 @@ from parallel.report.report import (
     CAUSES,
     PHASES,
     Json,
+    layout_name,
     relative_error,
     sum_collectives,
     summary_lines,
@@ -50,7 +51,7 @@ def plan_tables(plans: Json, console: Console) -> None:
         _layouts(found, console)
     if found:
         best = found[0]
-        write_heading(console, f"Plan: {_layout(best)}{_on(best)}")
+        write_heading(console, f"Plan: {layout_name(best)}{_on(best)}")
         _plan_memory(best, console)
         _plan_phases(best, console)
     else:
@@ -61,7 +62,7 @@ def plan_tables(plans: Json, console: Console) -> None:
 
 def report_tables(report: Json, console: Console) -> None:
     """Prints a report: memory by rank and cause, steps, collectives, and what it comes to."""
-    write_heading(console, f"Report: {_layout(report['plan'])}, predicted against measured")
+    write_heading(console, f"Report: {layout_name(report['plan'])}, predicted against measured")
     _report_memory(report["ranks"], console)
     _report_steps(report, console)
     if report["collectives"]:
@@ -81,7 +82,7 @@ def _layouts(plans: Sequence[Json], console: Console) -> None:
     for plan in plans[:_PLANS_SHOWN]:
         most = max(rank["memory_bytes"]["total"] for rank in plan["ranks"])
         table.add_row(
-            _layout(plan),
+            layout_name(plan),
             str(plan["world_size"]),
             format_bytes(most),
             format_count(plan["kv_cache_tokens"]),
@@ -149,18 +150,19 @@ def _plan_phases(plan: Json, console: Console) -> None:
 
 def _rejected(rejected: Sequence[Json], console: Console) -> None:
     """Layouts refused for the same reason and differing in dp alone share a row."""
-    groups: dict[tuple[int, int, str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str], list[Json]] = {}
     for entry in rejected:
-        reason = entry["reason"].replace(f" with {_layout(entry)}", "")
-        key = (entry["tp"], entry["pp"], reason, entry["suggestion"])
-        groups.setdefault(key, []).append(entry["dp"])
+        reason = entry["reason"].replace(f" with {layout_name(entry)}", "")
+        key = (layout_name(entry, ""), reason, entry["suggestion"])
+        groups.setdefault(key, []).append(entry)
     table = make_table("layout|why not|what would do", left=3, fold=2)
     shown = list(groups.items())[:_REJECTED_SHOWN]
-    for (tp, pp, reason, suggestion), dps in shown:
-        table.add_row(f"tp={tp} pp={pp} dp={ranges(dps)}", Text(reason), Text(suggestion or "-"))
+    for (_, reason, suggestion), alike in shown:
+        name = layout_name(alike[0], ranges([entry["dp"] for entry in alike]))
+        table.add_row(Text(name), Text(reason), Text(suggestion or "-"))
     write_heading(console, f"Rejected: {len(rejected)}")
     write_table(console, table)
-    write_more(console, len(rejected) - sum(len(dps) for _, dps in shown), "rejected layouts")
+    write_more(console, len(rejected) - sum(len(alike) for _, alike in shown), "rejected layouts")
 
 
 # ----------------------------------------------------------------------------------- report
@@ -244,10 +246,6 @@ def _report_collectives(report: Json, console: Console) -> None:
         write_table(console, table)
         write_more(console, len(here) - _COLLECTIVES_SHOWN, "collectives")
     console.print()
-
-
-def _layout(entry: Json) -> str:
-    return f"tp={entry['tp']} pp={entry['pp']} dp={entry['dp']}"
 
 
 def _on(plan: Json) -> str:

@@ -68,6 +68,10 @@ class Worker:
         self._buffers = [InputBuffers(sizes, device) for _ in range(plan.batches)]
         self.sequences = Sequences()
         self.samples = self.stage.head and mesh.coordinates.tp == 0
+        degrees, place = layout.degrees, mesh.pp.ranks.index
+        sender = degrees.sender(rank)
+        self._sender = None if sender is None else place(sender)
+        self._receivers = [place(r) for r in degrees.receivers(rank)]
         self.bytes_read = 0
 
     def load(self, advance: Callable[[int], None]) -> None:
@@ -88,7 +92,8 @@ class Worker:
         hidden = self.model(step, self.cache, self._receive(step.tokens))
         choices: dict[int, Choice] = {}
         if not self.stage.head:
-            self.mesh.pp.send(hidden, self.mesh.pp.index + 1, "stage")
+            for receiver in self._receivers:
+                self.mesh.pp.send(hidden, receiver, "stage")
         elif step.logit_rows.numel():
             logits = self.model.logits(hidden, step)
             if self.samples:
@@ -98,9 +103,9 @@ class Worker:
         return StepResult(message.serial, choices)
 
     def _receive(self, tokens: int) -> torch.Tensor | None:
-        if self.stage.embedding:
+        if self._sender is None:
             return None
         shape = (tokens, self.plan.layout.spec.hidden)
         hidden = self.device.empty(shape, self.compute)
-        self.mesh.pp.recv(hidden, self.mesh.pp.index - 1, "stage")
+        self.mesh.pp.recv(hidden, self._sender, "stage")
         return hidden

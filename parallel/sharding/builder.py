@@ -29,7 +29,8 @@ class LayerBuilder:
     def token_embedding(self) -> VocabularyEmbedding | None:
         if not self.stage.embedding:
             return None
-        rows = self.layout.vocabulary[self.weights.coordinates.tp]
+        at = self.weights.coordinates
+        rows = self.layout.vocabulary(at.pp)[at.tp]
         return VocabularyEmbedding(self._embedding_table(), rows, self.tp)
 
     def position_embedding(self) -> torch.Tensor | None:
@@ -44,7 +45,8 @@ class LayerBuilder:
             linear = Linear(self._embedding_table(), None)
         else:
             linear = self._linear(self._held(Role.HEAD), None)
-        return VocabularyHead(linear, self.layout.vocabulary, self.tp)
+        pieces = self.layout.vocabulary(self.weights.coordinates.pp)
+        return VocabularyHead(linear, pieces, self.tp)
 
     def norm(self, role: Role, layer: int | None = None) -> Normalization:
         facts = self.spec.final_norm if layer is None else self.spec.blocks[layer].norm
@@ -74,7 +76,7 @@ class LayerBuilder:
 
     def local_heads(self, layer: int) -> RankHeads:
         attention = self.spec.blocks[layer].attention
-        return self.layout.rank_heads(attention, self.weights.coordinates.tp)
+        return self.layout.rank_heads(attention, self.weights.coordinates)
 
     def pack(self) -> None:
         """Once the weights are filled: gives each product to the device in its fastest form."""
