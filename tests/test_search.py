@@ -13,9 +13,10 @@ from parallel.errors import CapacityError, HardwareError, LayoutError, UserError
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.formats import choose_formats
-from parallel.planner.limits import Budget, EngineLimits
+from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import kv_bytes_per_token
 from parallel.planner.plan import Plan
+from parallel.planner.room import Room
 from parallel.planner.search import Outcome, Planner, Rejected, Wanted
 from parallel.units import format_bytes
 from tests.specs import BIG, toy_cluster, toy_device, toy_planner
@@ -26,11 +27,14 @@ HALF = choose_formats(BIG, "bf16")
 
 
 def test_the_numbers_of_a_refusal_are_true() -> None:
-    roomy = toy_planner(devices=1).plan(Degrees(), Wanted()).memory[0]
     tight = toy_planner(devices=1, memory_gib=0.25)
+    layout = Layout.make(BIG, Degrees())
+    room = Room.of(layout, tight.cluster, tight.formats, tight.limits, tight.budget)
+    # 128 tokens: one request of the workload.
+    roomy = room.memory(8)[0]
     with pytest.raises(CapacityError) as caught:
         tight.plan(Degrees(), Wanted())
-    cache = 8 * 16 * kv_bytes_per_token(Layout.make(BIG, Degrees()), 0, tight.formats)
+    cache = 8 * 16 * kv_bytes_per_token(layout, 0, tight.formats)
     needed = roomy.weights + roomy.activations + cache
     for words in (
         f"doesn't fit with tp=1 pp=1 dp=1: rank 0 needs {format_bytes(needed)}",
@@ -78,6 +82,7 @@ def followed(planner: Planner, rejected: Rejected) -> Plan:
 
 ALONE = Wanted(tp=1, pp=1, dp=1)
 LONG = EngineLimits(step_tokens=8192, requests=8)
+PROMPTS = Workload(input_tokens=1500, output_tokens=100)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ LONG = EngineLimits(step_tokens=8192, requests=8)
         (toy_planner(memory_gib=0.5), "use tp="),
         (toy_planner(memory_gib=0.5, devices=1), "use precision.weights=bf16"),
         (
-            toy_planner(memory_gib=0.6, devices=1, limits=LONG, formats=HALF),
+            toy_planner(memory_gib=0.6, devices=1, limits=LONG, formats=HALF, workload=PROMPTS),
             "use engine.step_tokens=128",
         ),
         (toy_planner(devices=1, budget=Budget(share=0.05)), "raise the budget to memory_gib="),

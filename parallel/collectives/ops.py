@@ -6,7 +6,7 @@ which its process fills when a communicator is made and empties when it is close
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Protocol
 
@@ -107,6 +107,14 @@ all_reduce_ = torch.ops.tessera.all_reduce_.default
 all_gather = torch.ops.tessera.all_gather.default
 send = torch.ops.tessera.send.default
 recv_ = torch.ops.tessera.recv_.default
+
+BODIES: dict[object, Callable[..., torch.Tensor | None]] = {
+    all_reduce_: _all_reduce,
+    all_gather: _all_gather,
+    send: _send,
+    recv_: _recv,
+}
+"""What the operators do on real tensors, for those who look inside."""
 
 # It has no result that a graph could need: without this, compilers drop it as dead code.
 has_side_effect(send)

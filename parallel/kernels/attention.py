@@ -14,7 +14,7 @@ from parallel.architecture.spec import Attention
 from parallel.kernels.cache import LayerCache
 from parallel.kernels.step import StepInput
 from parallel.layout.heads import RankHeads
-from parallel.planner.memory import GATHER_TOKENS
+from parallel.planner.tape_attention import GATHER_TOKENS
 
 
 class PagedAttention:
@@ -78,6 +78,8 @@ class PagedAttention:
                 grouped, key, value, attn_mask=seen, scale=self.scale
             )
             parts.append(out.reshape(count, heads, dim))
+            # The next gather is to find their place free.
+            del key, value, out
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _begin(self, context: int) -> int:

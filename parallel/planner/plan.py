@@ -5,21 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from parallel.errors import CapacityError
 from parallel.hardware.facts import Cluster
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
-from parallel.planner.memory import (
-    RankMemory,
-    activation_bytes,
-    communication_bytes,
-    kv_bytes_per_token,
-    weight_bytes,
-)
+from parallel.planner.memory import RankMemory
+from parallel.planner.room import size_cache
 from parallel.planner.timing import StepModel, StepTime
 from parallel.planner.work import StepWork
-from parallel.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -157,24 +150,8 @@ def make_plan(
 ) -> Plan:
     """Sizes the cache to what the budget leaves. Raises `CapacityError` when one request of the
     workload wouldn't fit, with the numbers and the cheapest change."""
-    spec, degrees = layout.spec, layout.degrees
-    context = limits.context(spec.context_tokens)
-    fixed = [
-        _fixed_memory(layout, r, cluster, formats, limits, budget)
-        for r in range(degrees.world_size)
-    ]
-    least = min(context, workload.input_tokens + workload.output_tokens)
-    block_bytes = [
-        kv_bytes_per_token(layout, r, formats) * limits.block_tokens
-        for r in range(degrees.world_size)
-    ]
-    needed = -(-least // limits.block_tokens)
-    room = [(m.budget - m.total) // b for m, b in zip(fixed, block_bytes, strict=True)]
-    tightest = min(range(len(room)), key=lambda r: room[r])
-    if room[tightest] < needed:
-        raise CapacityError(_does_not_fit(layout, tightest, fixed[tightest], block_bytes, needed))
-    blocks = min(room[tightest], limits.requests * -(-context // limits.block_tokens))
-    memory = tuple(replace(m, kv_cache=blocks * b) for m, b in zip(fixed, block_bytes, strict=True))
+    degrees = layout.degrees
+    memory, blocks = size_cache(layout, cluster, formats, limits, workload, budget)
     batches = limits.batches or degrees.pp
     here = -(-workload.concurrency // degrees.dp)
     batch = -(-min(here, limits.requests) // batches)
@@ -191,37 +168,4 @@ def make_plan(
         blocks,
         prefill=model.step(StepWork.prompt(chunk)),
         decode=model.step(StepWork.decode(batch, batch * average)),
-    )
-
-
-def _fixed_memory(
-    layout: Layout,
-    rank: int,
-    cluster: Cluster,
-    formats: Formats,
-    limits: EngineLimits,
-    budget: Budget,
-) -> RankMemory:
-    device = cluster.device(rank).type
-    return RankMemory(
-        weights=weight_bytes(layout, rank, formats),
-        kv_cache=0,
-        activations=activation_bytes(layout, rank, formats, limits),
-        communication=communication_bytes(layout, rank, device),
-        runtime=device.runtime_bytes,
-        budget=budget.bytes(device.memory_bytes),
-    )
-
-
-def _does_not_fit(
-    layout: Layout, rank: int, memory: RankMemory, block_bytes: list[int], needed: int
-) -> str:
-    cache = needed * block_bytes[rank]
-    total = memory.total + cache
-    return (
-        f"{layout.spec.name} doesn't fit with {layout.degrees}: rank {rank} needs "
-        f"{format_bytes(total)} (weights {format_bytes(memory.weights)}, KV cache of one request "
-        f"{format_bytes(cache)}, activations about {format_bytes(memory.activations)}, "
-        f"communication about {format_bytes(memory.communication)}, runtime about "
-        f"{format_bytes(memory.runtime)}); its budget is {format_bytes(memory.budget)}"
     )

@@ -1,7 +1,8 @@
 """The peak of live tensors while code runs, on devices whose allocator keeps no statistics (CPU).
 
 A dispatch mode sees every operation; a storage counts from the operation that makes it until its
-last reference goes. Memory that a kernel takes and gives back inside itself isn't seen.
+last reference goes. Operations that are made of others are taken apart, collectives too, so that
+what they hold inside is seen. Scratch that one kernel takes for itself isn't.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from parallel.collectives.ops import BODIES
 
 
 class LiveTensors(TorchDispatchMode):
@@ -30,22 +33,24 @@ class LiveTensors(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        known = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn
-        }
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        with self:
+            if func in BODIES:
+                return BODIES[func](*args, **kwargs)
+            parts = func.decompose(*args, **kwargs)  # type: ignore[attr-defined]
+            if parts is not NotImplemented:
+                return parts
+        known = {_place(leaf) for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
+        out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
+            if _has_storage(leaf):
                 self._count(leaf.untyped_storage(), known)
         return out
 
     def _count(self, storage: torch.UntypedStorage, known: set[int]) -> None:
-        place = storage.data_ptr()
-        if place in known or place in self._alive or not storage.nbytes():
+        place, size = storage._cdata, storage.nbytes()
+        if place in known or place in self._alive or not size:
             return
-        size = storage.nbytes()
 
         def gone(_: object) -> None:
             self.live_bytes -= size
@@ -54,3 +59,11 @@ class LiveTensors(TorchDispatchMode):
         self._alive[place] = weakref.ref(storage, gone)
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+def _has_storage(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,168 @@
+"""Bytes of a step's live tensors at the peak: a rank's stage on the tape, at the engine's limits.
+
+`largest_steps` are the batches that the limits allow at most; warm-up runs the very same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from parallel.architecture.spec import Block
+from parallel.hardware.facts import Cluster
+from parallel.layout.degrees import Coordinates
+from parallel.layout.layout import Layout
+from parallel.planner.formats import Formats
+from parallel.planner.limits import EngineLimits
+from parallel.planner.memory import shares_memory
+from parallel.planner.tape import BlockShape, StepShape, Tape
+from parallel.planner.tape_layers import HeadShape, embed, logits, run_block
+
+
+def kept_sends(batches: int) -> int:
+    """Sends whose tensors a rank keeps until they have left (collectives/transport.py)."""
+    return max(2, 2 * batches)
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """A rank's stage: its distinct blocks in the order of their first, and how often each comes.
+
+    `sent` hidden states of earlier steps are kept at most. `on_host`: the host's memory is the
+    device's. Stages whose facts are equal have equal peaks."""
+
+    hidden: int
+    width: int
+    on_host: bool
+    blocks: tuple[tuple[BlockShape, int], ...]
+    embeds: bool
+    splits: bool
+    positions: bool
+    sent: int
+    head: HeadShape | None
+    page: int
+
+
+def stage_shape(
+    layout: Layout, rank: int, formats: Formats, limits: EngineLimits, cluster: Cluster
+) -> StageShape:
+    spec, degrees = layout.spec, layout.degrees
+    at, stage = degrees.coordinates(rank), layout.stage(rank)
+    held = Counter(spec.blocks[i] for i in stage.layers)
+    blocks: Counter[BlockShape] = Counter()
+    for block, count in held.items():
+        blocks[_block_shape(layout, block, at)] += count
+    head = None
+    if stage.head:
+        rows = [piece.size for piece in layout.vocabulary(at.pp)]
+        head = HeadShape(
+            local=rows[at.tp],
+            widest=max(rows),
+            vocabulary=spec.vocabulary,
+            ranks=len(rows),
+            shared_memory=shares_memory(layout, rank, cluster),
+            samples=at.tp == 0,
+            rms=spec.final_norm.kind == "rms",
+        )
+    return StageShape(
+        hidden=spec.hidden,
+        width=formats.compute.bytes,
+        on_host=cluster.device(rank).type.kind == "cpu",
+        blocks=tuple(blocks.items()),
+        embeds=stage.embedding,
+        splits=degrees.tp_of(at.pp) > 1,
+        positions=spec.positions is not None,
+        sent=kept_sends(limits.batches or degrees.pp) if degrees.receivers(rank) else 0,
+        head=head,
+        page=limits.block_tokens,
+    )
+
+
+def _block_shape(layout: Layout, block: Block, at: Coordinates) -> BlockShape:
+    attention, feed_forward = block.attention, block.feed_forward
+    heads = layout.rank_heads(attention, at)
+    return BlockShape(
+        rms=block.norm.kind == "rms",
+        queries=len(heads.queries),
+        keys=len(heads.kv),
+        group=heads.group,
+        uniform=heads.uniform,
+        head_dim=attention.head_dim,
+        window=attention.window,
+        qk_norm=attention.qk_norm,
+        rotary=attention.rotary,
+        columns=layout.columns(feed_forward.width, at).size,
+        gated=feed_forward.gated,
+    )
+
+
+@lru_cache(maxsize=4096)
+def step_bytes(stage: StageShape, step: StepShape) -> int:
+    """The peak of live tensors in one step, weights, cache and standing buffers left out."""
+    tape = Tape(stage.width, fused=not stage.on_host)
+    size = step.tokens * stage.hidden * stage.width
+    tape.take(stage.sent * size)
+    # What was received lives as long as the call that it was given to.
+    received = 0 if stage.embeds else tape.take(size)
+    own = 0
+    if stage.embeds:
+        own = embed(tape, step.tokens, stage.hidden, stage.splits, stage.positions)
+    distinct = [block for block, _ in stage.blocks]
+    again = any(count > 1 for _, count in stage.blocks)
+    for block in distinct * (2 if again else 1):
+        result = run_block(tape, stage.hidden, block, step, stage.page)
+        tape.give(own)
+        own = result
+    tape.give(received)
+    if stage.head is not None and step.rows:
+        logits(tape, stage.hidden, stage.head, step.rows)
+    return tape.peak_bytes
+
+
+def largest_steps(limits: EngineLimits, context_tokens: int, batches: int) -> tuple[StepShape, ...]:
+    """The batches that take most, for sequences of up to `context_tokens`: as many decodes as
+    there may be, a prompt's last chunk, one beside a single decode and one beside many."""
+    context = max(1, context_tokens - 1)
+    rows = min(limits.step_tokens, -(-limits.requests // batches))
+    steps = [
+        _step(limits.step_tokens, context, rows, decodes, longest)
+        for decodes in (0, 1, rows - 1, rows)
+        for longest in (context - 1, context)
+    ]
+    return tuple(dict.fromkeys(s for s in steps if s.chunks))
+
+
+def _step(tokens: int, context: int, rows: int, decodes: int, longest: int) -> StepShape:
+    """`decodes`, and chunks of prompts on what is left of the tokens, all at the full context. A
+    chunk that is its whole prompt needs no mask and no cache, but there may be more of it."""
+    decodes = max(0, min(decodes, rows, tokens))
+    chunks, left = [(1, context)] * decodes, tokens - decodes
+    while min(left, longest) > 1 and len(chunks) < rows:
+        chunks.append((min(left, longest), context))
+        left -= chunks[-1][0]
+    return StepShape(tuple(chunks), len(chunks))
+
+
+def buffer_bytes(stage: StageShape, limits: EngineLimits, context_tokens: int, batches: int) -> int:
+    """What a rank holds all the time beside weights and cache: a set of input buffers for each
+    batch in flight (runtime/inputs.py), the host's copies where they are in the same memory, and
+    what rotary positions and uneven heads keep."""
+    sequences = min(limits.requests, limits.step_tokens)
+    pages = -(-context_tokens // limits.block_tokens)
+    numbers = 3 * limits.step_tokens + sequences * (2 + pages)
+    constants = 0
+    for shape, count in stage.blocks:
+        constants += 0 if shape.rotary is None else count * 4 * (shape.rotary.dim // 2)
+        constants += 0 if shape.uniform else count * 8 * shape.queries
+    return 8 * numbers * batches * (2 if stage.on_host else 1) + constants
+
+
+def activation_bytes(
+    stage: StageShape, limits: EngineLimits, context_tokens: int, batches: int
+) -> int:
+    """The most that a rank holds beside weights and cache while it runs at its limits, sequences
+    of up to `context_tokens`."""
+    steps = largest_steps(limits, context_tokens, batches)
+    peak = max(step_bytes(stage, s) for s in steps)
+    return peak + buffer_bytes(stage, limits, context_tokens, batches)

@@ -1,0 +1,157 @@
+"""Live tensors of everything but attention's inside: norms, a block, embedding, logits, sampling.
+
+T tokens, h hidden, R rows to sample, V vocabulary. Follows models/transformer.py operator by
+operator: arguments live as long as the call that they were given to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.planner.tape import BlockShape, StepShape, Tape
+from parallel.planner.tape_attention import attend, rotate
+
+_INDEX, _FLOAT, _DOUBLE, _BOOL = 8, 4, 8, 1
+
+
+def norm(tape: Tape, rows: int, width: int, rms: bool) -> int:
+    """Of [rows, width]; returns the bytes of the result."""
+    size = rows * width
+    if not rms or tape.fused:
+        result = tape.take(size * tape.width)
+        statistics = _FLOAT if tape.fused else tape.width
+        tape.touch(rows * statistics * (1 if rms else 2))
+        return result
+    cast = tape.take(0 if tape.width == _FLOAT else size * _FLOAT)
+    squares = tape.take(size * _FLOAT, rows * _FLOAT)
+    root = tape.take(rows * _FLOAT)
+    tape.give(squares)
+    scaled = tape.take(size * _FLOAT)
+    result = tape.take(size * _FLOAT)
+    tape.give(scaled, cast)
+    if tape.width != _FLOAT:
+        rounded = tape.take(size * tape.width)
+        tape.give(result)
+        result = rounded
+    tape.give(root)
+    return result
+
+
+def run_block(tape: Tape, hidden: int, block: BlockShape, step: StepShape, page: int) -> int:
+    """[T, h] → [T, h]; the input is the caller's and lives on."""
+    tokens = step.tokens
+    normed = norm(tape, tokens, hidden, block.rms)
+    attended = _attention(tape, hidden, block, step, page)
+    tape.give(normed)
+    added = tape.take(attended)
+    tape.give(attended)
+    normed = norm(tape, tokens, hidden, block.rms)
+    fed = _feed_forward(tape, tokens, hidden, block)
+    tape.give(normed)
+    result = tape.take(fed)
+    tape.give(fed, added)
+    return result
+
+
+def _attention(tape: Tape, hidden: int, block: BlockShape, step: StepShape, page: int) -> int:
+    tokens, queries, keys, dim = step.tokens, block.queries, block.keys, block.head_dim
+    projected = tape.take(tokens * (queries + 2 * keys) * dim * tape.width)
+    mixed = 0
+    if block.qk_norm:
+        normed = norm(tape, tokens * queries, dim, block.rms)
+        normed += norm(tape, tokens * keys, dim, block.rms)
+        mixed = tape.take(normed)
+        tape.give(normed)
+    if block.rotary is not None:
+        rotated = rotate(tape, block.rotary, tokens, queries + keys, dim)
+        tape.give(mixed)
+        mixed = rotated
+    attended = attend(tape, block, step, page)
+    result = tape.take(tokens * hidden * tape.width)
+    tape.give(attended, mixed, projected)
+    return result
+
+
+def _feed_forward(tape: Tape, tokens: int, hidden: int, block: BlockShape) -> int:
+    one = tokens * block.columns * tape.width
+    wide = tape.take(one * (2 if block.gated else 1))
+    active = tape.take(one)
+    if block.gated:
+        product = tape.take(one)
+        tape.give(active)
+        active = product
+    result = tape.take(tokens * hidden * tape.width)
+    tape.give(active, wide)
+    return result
+
+
+def embed(tape: Tape, tokens: int, hidden: int, split: bool, positions: bool) -> int:
+    """[T] → [T, h]; `split`: each rank looks up its own rows and the sum has them all."""
+    result = 0
+    if split:
+        mask = tape.take(tokens * _BOOL)
+        local = tape.take(tokens * _INDEX)
+        tape.touch(2 * tokens * _BOOL)
+        clamped = tape.take(tokens * _INDEX)
+        found = tape.take(tokens * hidden * tape.width)
+        tape.give(clamped)
+        result = tape.take(found)
+        tape.give(found, local, mask)
+    else:
+        result = tape.take(tokens * hidden * tape.width)
+    if positions:
+        placed = tape.take(result)
+        total = tape.take(result)
+        tape.give(placed, result)
+        result = total
+    return result
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Vocabulary rows of this rank, of the rank that has most, and of all `ranks` of the axis.
+    `shared_memory` says how they are gathered; `samples`, whether this rank draws the tokens."""
+
+    local: int
+    widest: int
+    vocabulary: int
+    ranks: int
+    shared_memory: bool
+    samples: bool
+    rms: bool
+
+
+def logits(tape: Tape, hidden: int, head: HeadShape, rows: int) -> None:
+    """[R, h] → [R, V] float32, and the tokens."""
+    picked = tape.take(rows * hidden * tape.width)
+    normed = norm(tape, rows, hidden, head.rms)
+    tape.give(picked)
+    result = tape.take(rows * head.local * tape.width)
+    if tape.width != _FLOAT:
+        wide = tape.take(rows * head.local * _FLOAT)
+        tape.give(result)
+        result = wide
+    if head.ranks > 1:
+        staged = 0
+        if not head.shared_memory:
+            staged = tape.take((1 + head.ranks) * rows * head.widest * _FLOAT)
+        whole = tape.take(rows * head.vocabulary * _FLOAT)
+        tape.give(result, staged)
+        result = whole
+    tape.give(normed)
+    if head.samples:
+        _sample_row(tape, head.vocabulary)
+        tape.touch(rows * _INDEX)
+    tape.give(result)
+
+
+def _sample_row(tape: Tape, vocabulary: int) -> None:
+    """One row with everything asked for (kernels/sampling.py, kernels/noise.py): penalties,
+    temperature, the sorted copy with its ids, what top-p keeps, noise in 64 bits."""
+    adjusted = tape.take(vocabulary * _FLOAT)
+    scaled = tape.take(vocabulary * _FLOAT)
+    kept = tape.take(vocabulary * (_FLOAT + _INDEX))
+    before = tape.take(vocabulary * _FLOAT)
+    double = tape.take(vocabulary * _DOUBLE)
+    tape.touch(3 * vocabulary * _INDEX)
+    tape.give(adjusted, scaled, kept, before, double)
