@@ -1,139 +1,32 @@
 """What the machines are: device types, links, nodes and clusters.
 
-Peaks are what a datasheet promises; the efficiencies say which part of them a program
-reaches. A device's number in `Cluster.devices` is the rank that it serves.
+A device's number in `Cluster.devices` is the rank that it serves.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Literal
 
 from parallel.errors import HardwareError
-from parallel.hardware.overheads import Overheads
-from parallel.hardware.ring import OPERATIONS, check_operation, ring_seconds
+from parallel.hardware.device_type import DEVICE_KINDS, DeviceKind, DeviceType
+from parallel.hardware.link import LINK_KINDS, Launch, Link, LinkKind
+from parallel.hardware.ring import check_operation
 
-DeviceKind = Literal["cpu", "cuda"]
-LinkKind = Literal["nvlink", "pcie", "network", "shared_memory", "loopback"]
-Launch = Literal["eager", "graph"]
-DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
-LINK_KINDS: tuple[LinkKind, ...] = ("nvlink", "pcie", "network", "shared_memory", "loopback")
-
-
-FORMAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
-
-
-@dataclass(frozen=True)
-class DeviceType:
-    """One kind of device. `flops_per_second` is the dense peak by precision name."""
-
-    name: str
-    kind: DeviceKind
-    memory_bytes: int
-    memory_bandwidth_bytes_per_second: float
-    flops_per_second: Mapping[str, float] = field(hash=False)
-    memory_efficiency: float = 1.0
-    compute_efficiency: float = 1.0
-    launch_seconds: float = 0.0
-    """From one kernel's end to the next one's start, at the least."""
-    runtime_bytes: int = 0
-    """What context and libraries hold before any tensor: an estimate."""
-    power_watts: float | None = None
-    dollars_per_hour: float | None = None
-    threads: float = 1.0
-    """Cores that compute for one rank (cpu); below 1 when ranks share a core."""
-    estimated: bool = False
-    """True when the figures are rules of thumb, neither a datasheet nor a measurement."""
-    overheads: Overheads | None = None
-    """What this runtime adds to its products there; None where it wasn't calibrated."""
-
-    @property
-    def effective_bandwidth_bytes_per_second(self) -> float:
-        return self.memory_efficiency * self.memory_bandwidth_bytes_per_second
-
-    def flops_per_second_of(self, precision: str) -> float:
-        """The peak; bf16 and fp16 stand in for each other, fp32 for whatever else has no rate
-        of its own."""
-        for name in (precision, {"bf16": "fp16", "fp16": "bf16"}.get(precision, ""), "fp32"):
-            if name in self.flops_per_second:
-                return self.flops_per_second[name]
-        raise HardwareError(
-            f"device type '{self.name}' has no rate for {precision}; "
-            f"it has {', '.join(self.flops_per_second)}: add one under 'teraflops'"
-        )
-
-    def effective_flops_per_second(self, precision: str) -> float:
-        """The rate that large products reach."""
-        return self.compute_efficiency * self.flops_per_second_of(precision)
-
-    def operation_seconds(self, moved_bytes: float, flops: float, precision: str) -> float:
-        """Roofline of one kernel: the slower of memory and arithmetic, and its launch."""
-        return self.launch_seconds + max(
-            moved_bytes / self.effective_bandwidth_bytes_per_second,
-            flops / self.effective_flops_per_second(precision),
-        )
-
-    def product_seconds(
-        self, rows: int, columns: int, inner: int, weights: str, compute: str
-    ) -> float:
-        """A dense product [rows, inner] x [inner, columns], its launch included."""
-        into, held = FORMAT_BYTES[compute], FORMAT_BYTES[weights]
-        moved = rows * inner * into + inner * columns * held + max(2, into) * rows * columns
-        return self.operation_seconds(moved, 2.0 * rows * columns * inner, compute)
-
-
-@dataclass(frozen=True)
-class Link:
-    """What joins devices. Bandwidth is what one device sends in one direction."""
-
-    kind: LinkKind
-    bandwidth_bytes_per_second: float
-    latency_seconds: float
-    """One hop from a device to the next."""
-    base_seconds: float = 0.0
-    """The start of an operation, once."""
-    bandwidth_by_ranks: tuple[tuple[int, float], ...] = ()
-    """What a group of so many ranks was seen to reach: paths are shared, switches help."""
-    operations: tuple[str, ...] = OPERATIONS
-
-    def bandwidth(self, ranks: int) -> float:
-        """Bytes per second within a group of `ranks`, interpolated in log-log."""
-        points = self.bandwidth_by_ranks
-        if not points:
-            return self.bandwidth_bytes_per_second
-        for (n0, b0), (n1, b1) in pairwise(points):
-            if n0 <= ranks <= n1:
-                part = math.log(ranks / n0) / math.log(n1 / n0)
-                return math.exp(math.log(b0) + part * math.log(b1 / b0))
-        return points[0][1] if ranks < points[0][0] else points[-1][1]
-
-    def within(self, ranks: int) -> Link:
-        """This link as a group of `ranks` sees it."""
-        return replace(
-            self, bandwidth_bytes_per_second=self.bandwidth(ranks), bandwidth_by_ranks=()
-        )
-
-    def collective_seconds(
-        self,
-        operation: str,
-        full_bytes: float,
-        ranks: int,
-        launch: Launch = "eager",
-        custom: bool = False,
-    ) -> float:
-        return ring_seconds(
-            operation,
-            full_bytes,
-            ranks,
-            self.base_seconds,
-            self.latency_seconds,
-            self.bandwidth(ranks),
-        )
+__all__ = [
+    "DEVICE_KINDS",
+    "LINK_KINDS",
+    "Cluster",
+    "Device",
+    "DeviceKind",
+    "DeviceType",
+    "Launch",
+    "Link",
+    "LinkKind",
+    "Node",
+]
 
 
 @dataclass(frozen=True)
@@ -227,18 +120,16 @@ class Cluster:
         launch: Launch = "eager",
         custom: bool = False,
     ) -> float:
-        """Seconds of one collective over `ranks`; `full_bytes` is the full array (ring.py)."""
+        """Seconds of one collective over `ranks`; `full_bytes` is the full array (ring.py).
+
+        Where several kinds of links carry it, the slowest of them decides. `launch` and `custom`:
+        see `Link.collective_seconds`; between nodes there is no one-shot all-reduce."""
         check_operation(operation)
         if len(ranks) < 2:
             return 0.0
-        links = self._links(operation, ranks)
-        return ring_seconds(
-            operation,
-            full_bytes,
-            len(ranks),
-            max(link.base_seconds for link in links),
-            max(link.latency_seconds for link in links),
-            min(link.bandwidth_bytes_per_second for link in links),
+        return max(
+            link.collective_seconds(operation, full_bytes, len(ranks), launch, custom)
+            for link in self._links(operation, ranks)
         )
 
     def _links(self, operation: str, ranks: Sequence[int]) -> list[Link]:
@@ -257,8 +148,4 @@ class Cluster:
     def _network(self, streams: int) -> Link:
         if self.network is None:
             raise HardwareError(f"cluster '{self.name}' has no network")
-        return replace(
-            self.network,
-            bandwidth_bytes_per_second=streams * self.network.bandwidth_bytes_per_second,
-            bandwidth_by_ranks=tuple((n, streams * b) for n, b in self.network.bandwidth_by_ranks),
-        )
+        return self.network.shared_by(streams)
