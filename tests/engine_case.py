@@ -83,16 +83,18 @@ class MemoryRouter:
 def generate(
     rank: int,
     model: str,
-    degrees: list[int],
+    degrees: list[Any],
     requests: list[dict[str, Any]],
     collectives: str = "gloo",
     logits_file: str | None = None,
     **planning: Any,
 ) -> dict[str, Any]:
-    """Tokens on leaders; every rank reports its bytes. The first step's logits go to a file."""
+    """Tokens on leaders; every rank reports its bytes. The first step's logits go to a file.
+    `degrees` are the fields of `Degrees`."""
     torch.set_num_threads(1)
     device = CpuDevice(1)
-    plan = plan_for(model, Degrees(*degrees), **planning)
+    tp, pp, dp, stage_tp = degrees
+    plan = plan_for(model, Degrees(tp, pp, dp, stage_tp and tuple(stage_tp)), **planning)
     job = RankJob(plan, rank, device, MeshOptions(collectives, 60.0, plan.batches))
     try:
         job.load(lambda _: None)

@@ -65,6 +65,10 @@ def fake() -> Iterator[None]:
         ("405B", Degrees(tp=16), 5),
         ("405B", Degrees(tp=8, pp=8), 63),
         ("405B", Degrees(tp=64), 17),
+        ("70B", Degrees.of_stages([2, 3, 8], dp=2), 0),
+        ("70B", Degrees.of_stages([2, 3, 8], dp=2), 3),
+        ("70B", Degrees.of_stages([2, 3, 8], dp=2), 25),
+        ("405B", Degrees.of_stages([8, 4, 4, 2]), 1),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from parallel.conversion.default_model import ensure_default_model
 from parallel.layout.degrees import Degrees
+from parallel.planner.communication import step_collectives
 from tests.checkpoints import CONFIGS, make_checkpoint, reference
 from tests.engine_case import plan_for
 from tests.rank_pool import RankPool
@@ -23,6 +25,7 @@ LAYOUTS = [
     Degrees(2, 2, 1),
     Degrees(1, 1, 2),
 ]
+UNLIKE_STAGES = [Degrees.of_stages(tp) for tp in ([2, 1], [1, 2], [3, 1], [1, 2, 1])]
 NEW_TOKENS = 64
 
 
@@ -58,7 +61,7 @@ def check_against_transformers(
         "tests.engine_case:generate",
         degrees.world_size,
         model=str(path),
-        degrees=[degrees.tp, degrees.pp, degrees.dp],
+        degrees=list(astuple(degrees)),
         requests=greedy(given),
         collectives=collectives,
         logits_file=str(logits_file),
@@ -123,6 +126,44 @@ def test_uneven_stages_with_a_tied_table_on_both_ends(
     assert all(a["weights"] > table for a in answers)
 
 
+@pytest.mark.parametrize("degrees", UNLIKE_STAGES, ids=str)
+@pytest.mark.parametrize("name", ["llama-5-heads-1-kv", "qwen2-tied-window", "gpt2"])
+def test_stages_of_unlike_degrees(
+    name: str, degrees: Degrees, pool: RankPool, checkpoints: Path, tmp_path: Path
+) -> None:
+    path = make_checkpoint(name, checkpoints)
+    check_against_transformers(pool, path, degrees, tmp_path, CONFIGS[name][1]["vocab_size"])
+
+
+@pytest.mark.parametrize("degrees", UNLIKE_STAGES, ids=str)
+def test_every_rank_counts_what_the_plan_counts(
+    degrees: Degrees, pool: RankPool, checkpoints: Path
+) -> None:
+    """Calls and bytes of each rank's decode steps, against the planner's closed form."""
+    path = make_checkpoint("qwen3", checkpoints)
+    plan = plan_for(str(path), degrees)
+    answers = pool.run(
+        "tests.engine_case:generate",
+        degrees.world_size,
+        model=str(path),
+        degrees=list(astuple(degrees)),
+        requests=greedy(prompts(503, (9,)), tokens=5),
+    )
+    steps = 4
+    for rank, answer in enumerate(answers):
+        rows = [r for r in answer["collectives"] if r["phase"] == "decode" and r["op"] != "recv"]
+        assert {(r["axis"], r["op"], r["layer"]): (r["calls"], r["bytes"]) for r in rows} == {
+            (c.axis, c.op, c.layer): (steps * c.calls, steps * c.calls * c.sent_bytes)
+            for c in step_collectives(plan.layout, rank, plan.formats, 1, 1)
+        }
+        received = sum(
+            r["calls"]
+            for r in answer["collectives"]
+            if r["phase"] == "decode" and r["op"] == "recv"
+        )
+        assert received == (0 if degrees.sender(rank) is None else steps)
+
+
 @pytest.mark.parametrize("degrees", [Degrees(tp=2), Degrees(pp=2)], ids=str)
 def test_ledger_counts_what_the_plan_counts(
     degrees: Degrees, pool: RankPool, checkpoints: Path
@@ -133,7 +174,7 @@ def test_ledger_counts_what_the_plan_counts(
         "tests.engine_case:generate",
         2,
         model=str(path),
-        degrees=[degrees.tp, degrees.pp, degrees.dp],
+        degrees=list(astuple(degrees)),
         requests=greedy(prompts(503, (9,)), tokens=5),
     )
     steps, size = 4, 80 * 4
