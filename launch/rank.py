@@ -25,6 +25,7 @@ from parallel.errors import RunError, TesseraError, UserError
 from parallel.planner.memory import weight_bytes
 from parallel.planner.plan import Plan
 from parallel.runtime.job import RankJob
+from parallel.runtime.worker import Worker
 
 Json = dict[str, Any]
 RouterAt = tuple[tuple[str, int], bytes]
@@ -60,8 +61,19 @@ def leave(message: str) -> None:
     end_process(message)
 
 
-def run_rank(settings: RunKeys, directory: Path, plan: Plan, make_host: Callable[[], Host]) -> int:
-    """`make_host` is called on rank 0 alone, before anything is loaded."""
+Work = Callable[[RankJob, Host | None], None]
+
+
+def run_rank(
+    settings: RunKeys,
+    directory: Path,
+    plan: Plan,
+    make_host: Callable[[], Host],
+    work: Work | None = None,
+    make_worker: type[Worker] = Worker,
+) -> int:
+    """`make_host` is called on rank 0 alone, before anything is loaded; `work` on every rank when
+    all are loaded and warm (default: serve until told to stop, and report)."""
     host: Host | None = None
     joined = Event()
 
@@ -77,7 +89,12 @@ def run_rank(settings: RunKeys, directory: Path, plan: Plan, make_host: Callable
         if is_first_rank():
             show_plan(plan)
             host = make_host()
-        _run(settings, directory, plan, host, joined)
+        job = _start(settings, plan, host, joined, make_worker)
+        if work is None:
+            _serve(settings, directory, job, host)
+        else:
+            work(job, host)
+        job.close()
     except TesseraError as error:
         # Other ranks may hang in native code and gloo aborts in a plain exit: leave at once.
         where = "" if is_first_rank() else f"rank {os.environ['RANK']}: "
@@ -94,8 +111,10 @@ def run_rank(settings: RunKeys, directory: Path, plan: Plan, make_host: Callable
     return 0
 
 
-def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None, joined: Event) -> None:
-    """`joined` is set as soon as the lifeline watches over this rank."""
+def _start(
+    settings: RunKeys, plan: Plan, host: Host | None, joined: Event, make_worker: type[Worker]
+) -> RankJob:
+    """A rank that is loaded and warm. `joined` is set as soon as the lifeline watches over it."""
     rank, local_rank = rank_numbers()
     device = select_device(settings.device.value, local_rank, local_threads(settings))
     device.activate()
@@ -104,27 +123,31 @@ def _run(settings: RunKeys, directory: Path, plan: Plan, host: Host | None, join
         timeout_seconds=settings.collective_timeout_seconds,
         batches=plan.batches,
     )
-    job = RankJob(plan, rank, device, options)
+    job = RankJob(plan, rank, device, options, make_worker)
     joined.set()
-    exchange = job.mesh.exchange
-    _same_plan(exchange.collect("plan", _digest(plan)))
+    _same_plan(job.mesh.exchange.collect("plan", _digest(plan)))
     if host is not None:
-        (name, port), key = host.router()
-        exchange.put("router", [name, port, key.hex()])
         for line in job.mesh.describe():
             print(line, flush=True)
-    name, port, key_text = exchange.get("router")
     with loading_bar(weight_bytes(plan.layout, rank, plan.formats)) as advance:
         job.load(advance)
     job.warm_up()
+    return job
+
+
+def _serve(settings: RunKeys, directory: Path, job: RankJob, host: Host | None) -> None:
+    exchange = job.mesh.exchange
+    if host is not None:
+        (name, port), key = host.router()
+        exchange.put("router", [name, port, key.hex()])
+    name, port, key_text = exchange.get("router")
     loaded = job.report("loaded")
     if host is not None and loaded is not None:
         host.loaded(loaded)
-    job.serve((name, port), bytes.fromhex(key_text), _facts(plan, settings, directory))
+    job.serve((name, port), bytes.fromhex(key_text), _facts(job.plan, settings, directory))
     report = job.report("final")
     if host is not None and report is not None:
         host.report(report, settings.report)
-    job.close()
 
 
 def _facts(plan: Plan, settings: RunKeys, directory: Path) -> Json:

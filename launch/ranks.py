@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
 
-def start_local_ranks(script: Path, count: int, after_signal: int) -> int:
-    """Runs `script` with this process's arguments as `count` ranks. Returns the exit code: 0 when
+def start_local_ranks(script: Path, count: int, after_signal: int, more: Sequence[str] = ()) -> int:
+    """Runs `script` with this process's arguments and `more` as `count` ranks. Returns the exit code: 0 when
     all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a signal ended
     the run."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -36,7 +37,7 @@ def start_local_ranks(script: Path, count: int, after_signal: int) -> int:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:])
+        elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:], *more)
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         return EXIT_USER if EXIT_USER in codes else EXIT_FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +28,13 @@ def start_or_join(
     run_rank: Callable[[Path, Plan], int],
     check: Callable[[Path, Plan], object],
     after_signal: int,
+    more: Sequence[str] = (),
 ) -> int:
     """Under torchrun: this process is a rank. Else: plans, then starts the ranks that it takes.
 
     `check` looks at the rest of the input; user errors come up before any rank is started.
-    `after_signal` is the exit code of a run that SIGTERM or SIGINT ended."""
+    `after_signal` is the exit code of a run that SIGTERM or SIGINT ended; ranks are started with
+    this process's arguments and `more`."""
     check_run_keys(settings)
     if under_torchrun():
         directory = resolve_model(settings.model, progress=is_first_rank())
@@ -45,7 +47,7 @@ def start_or_join(
     plan = decide(settings, model_spec(settings, directory), None)
     check_formats(plan)
     check(directory, plan)
-    return start_local_ranks(script, plan.layout.degrees.world_size, after_signal)
+    return start_local_ranks(script, plan.layout.degrees.world_size, after_signal, more)
 
 
 def check_run_keys(settings: RunKeys) -> None:

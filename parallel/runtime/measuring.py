@@ -1,0 +1,235 @@
+"""A workload measured: requests through the engine, then the same steps with communication muted.
+
+The requests are those that the plan's times are predicted for: `concurrency` clients in a closed
+loop, lengths around the workload's, random tokens from a fixed seed, no end before the last token.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parallel.instrument.clock import StepClock
+from parallel.planner.plan import Plan
+from parallel.planner.queueing import Load
+from parallel.planner.timing import StepModel
+from parallel.planner.work import StepWork
+from parallel.requests.types import Sampling
+from parallel.runtime.job import RankJob
+from parallel.runtime.sequences import StepMessage
+from parallel.runtime.worker import StepResult, Worker
+
+Json = dict[str, Any]
+_SEED = 20240607
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    message: StepMessage
+    seconds: float
+
+
+class RecordingWorker(Worker):
+    """Keeps its steps, so that they can be run again."""
+
+    recorded: list[RecordedStep] | None = None
+
+    def run(self, message: StepMessage) -> StepResult:
+        if self.recorded is None:
+            return super().run(message)
+        began = time.perf_counter()
+        result = super().run(message)
+        self.recorded.append(RecordedStep(message, time.perf_counter() - began))
+        return result
+
+    def run_muted(self, steps: list[RecordedStep]) -> list[float]:
+        """Seconds of each step, run again on this rank alone: nothing is sent or awaited. The
+        tokens that come out mean nothing; those that the steps carry are fed as they were."""
+        communicators = self.mesh.communicators.values()
+        seconds = []
+        self.sequences.states.clear()
+        for communicator in communicators:
+            communicator.muted = True
+        try:
+            for step in steps:
+                began = time.perf_counter()
+                super().run(step.message)
+                self.device.synchronize()
+                seconds.append(time.perf_counter() - began)
+        finally:
+            for communicator in communicators:
+                communicator.muted = False
+            self.sequences.states.clear()
+        return seconds
+
+
+class ClosedLoop:
+    """A router's channel in memory: each client sends its next request when its last one ended."""
+
+    def __init__(self, load: Load, vocabulary: int, context_tokens: int):
+        self._load, self._vocabulary, self._context = load, vocabulary, context_tokens
+        self._total = load.concurrency * load.rounds
+        self._inbox: deque[Json] = deque()
+        self._sent = self._done = 0
+        self._arrived: list[float] = []
+        self._first = [0.0] * self._total
+        self._ended = [0.0] * self._total
+        self._tokens = [0] * self._total
+        for _ in range(load.concurrency):
+            self._submit()
+
+    def _submit(self) -> None:
+        number = self._sent
+        inputs, outputs = self._load.lengths(number)
+        inputs = min(inputs, self._context - 1)
+        draw = random.Random(_SEED + number)
+        prompt = [draw.randrange(self._vocabulary) for _ in range(inputs)]
+        sampling = Sampling(max_tokens=outputs, ignore_eos=True).to_wire()
+        self._inbox.append({"type": "submit", "id": number, "prompt": prompt, "sampling": sampling})
+        self._arrived.append(time.perf_counter())
+        self._sent += 1
+
+    def start(self) -> None:
+        """The first requests arrive now."""
+        self._arrived = [time.perf_counter()] * len(self._arrived)
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        return bool(self._inbox) or self._done == self._total
+
+    def receive(self) -> Json:
+        return self._inbox.popleft() if self._inbox else {"type": "stop"}
+
+    def send(self, message: Json) -> None:
+        now = time.perf_counter()
+        for request, token, _, _, reason, _ in message.get("events", ()):
+            if token >= 0:
+                self._tokens[request] += 1
+                self._first[request] = self._first[request] or now
+            if reason is not None:
+                self._ended[request] = now
+                self._done += 1
+                if self._sent < self._total:
+                    self._submit()
+
+    def times(self) -> Json:
+        """Means over requests, the first burst weighed against those after it as in the plan."""
+        clients = self._load.concurrency
+        burst = self._means(range(clients))
+        steady = self._means(range(clients, self._total)) if self._total > clients else burst
+        share = 1 / self._load.rounds_of_mean if self._total > clients else 1.0
+        ttft, tpot = (share * b + (1 - share) * s for b, s in zip(burst, steady, strict=True))
+        outputs = self._load.output_tokens
+        return {
+            "ttft_seconds": ttft,
+            "tpot_seconds": tpot,
+            "tokens_per_second": clients * outputs / (ttft + (outputs - 1) * tpot),
+            "requests": self._total,
+            "tokens": sum(self._tokens),
+        }
+
+    def _means(self, requests: range) -> tuple[float, float]:
+        first = sum(self._first[r] - self._arrived[r] for r in requests) / len(requests)
+        rates = [
+            (self._ended[r] - self._first[r]) / (self._tokens[r] - 1)
+            for r in requests
+            if self._tokens[r] > 1
+        ]
+        return first, sum(rates) / len(rates) if rates else 0.0
+
+
+def measure(job: RankJob, repeats: int, advance: Callable[[str], None]) -> Json | None:
+    """Runs the plan's workload `repeats` times in a row, after a first time that isn't counted.
+    Every rank calls it; rank 0 gets the report and every rank's entry, see report/step_costs.py.
+    `advance` is told what comes next."""
+    worker, plan = job.worker, job.plan
+    assert isinstance(worker, RecordingWorker)
+    everyone = range(plan.layout.degrees.world_size)
+    advance("warming up")
+    _serve(job, 1)
+    job.clock.counts.clear()
+    job.ledger.reset()
+    worker.recorded = []
+    job.mesh.exchange.barrier("measure", everyone)
+    advance("running the workload")
+    leader = _serve(job, repeats)
+    steps, worker.recorded = worker.recorded, None
+    report = job.report("measured")
+    job.mesh.exchange.barrier("mute", everyone)
+    advance("running the same steps without communication")
+    seconds = worker.run_muted(steps)
+    at = job.coordinates
+    entry = {
+        "rank": job.rank,
+        "coordinates": {"tp": at.tp, "pp": at.pp, "dp": at.dp},
+        "muted": _by_phase(steps, seconds),
+        "run": _by_phase(steps, [step.seconds for step in steps]),
+        "leader": leader,
+    }
+    entries = job.mesh.collect("steps", entry)
+    if report is None:
+        return None
+    workload = {**asdict(plan.workload), "repeats": repeats}
+    return {"workload": workload, "report": report, "ranks": entries}
+
+
+def _serve(job: RankJob, rounds: int) -> Json | None:
+    """One run of the engine; what its leader counted."""
+    worker, plan = job.worker, job.plan
+    degrees, workload = plan.layout.degrees, plan.workload
+    worker.sequences.states.clear()
+    if not job.is_leader:
+        job.follow()
+        return None
+    here = -(-workload.concurrency // degrees.dp)
+    load = Load(here, workload.input_tokens, workload.output_tokens, rounds=rounds)
+    loop = ClosedLoop(load, plan.layout.spec.vocabulary, plan.context_tokens)
+    began = time.perf_counter()
+    loop.start()
+    engine = job.lead(loop)
+    wall = time.perf_counter() - began
+    steps = getattr(worker, "recorded", None) or []
+    return {
+        "wall_seconds": wall,
+        "run_seconds": sum(step.seconds for step in steps),
+        "reply_seconds": engine.reply_seconds,
+        "phases": predicted_costs(plan, job.clock),
+        "requests": loop.times(),
+    }
+
+
+def _by_phase(steps: list[RecordedStep], seconds: list[float]) -> Json:
+    out: Json = {}
+    for step, took in zip(steps, seconds, strict=True):
+        entry = out.setdefault(step.message.phase, {"steps": 0, "tokens": 0, "seconds": 0.0})
+        entry["steps"] += 1
+        entry["tokens"] += sum(chunk.count for chunk in step.message.chunks)
+        entry["seconds"] += took
+    return out
+
+
+def predicted_costs(plan: Plan, clock: StepClock) -> Json:
+    """Steps by phase as the clock saw them, and what the plan's model says of the same shapes."""
+    model = StepModel(plan.layout, plan.cluster, plan.formats)
+    here = -(-plan.workload.concurrency // plan.layout.degrees.dp)
+    batches = min(plan.batches, here)
+    out: Json = {}
+    for phase, shapes in clock.phases():
+        sums = dict.fromkeys(("seconds", "communication_seconds", "imbalance_seconds"), 0.0)
+        for shape, count in shapes:
+            pairs, cached = count.pairs / count.steps, count.cached / count.steps
+            step = model.step(StepWork(shape.tokens, shape.rows, pairs, cached, shape.chunks))
+            sums["seconds"] += count.steps * max(step.seconds, batches * step.slowest_seconds)
+            sums["communication_seconds"] += count.steps * step.communication_seconds
+            sums["imbalance_seconds"] += count.steps * step.imbalance_seconds
+        out[phase] = {
+            "steps": sum(c.steps for _, c in shapes),
+            "tokens": sum(c.steps * s.tokens for s, c in shapes),
+            "rows": sum(c.steps * s.rows for s, c in shapes),
+            "seconds": sum(c.seconds for _, c in shapes),
+            "predicted": sums,
+        }
+    return out
