@@ -16,10 +16,11 @@ from parallel.conversion.resolve import is_default, resolve_config
 from parallel.errors import LayoutError
 from parallel.hardware.catalogue import load_cluster
 from parallel.layout.degrees import Degrees
-from parallel.planner.formats import choose_formats
+from parallel.planner.formats import Formats, choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import Plan
 from parallel.planner.search import Outcome, Planner, Wanted
+from parallel.planner.targets import Targets
 
 CLUSTERS = CONFIGS / "clusters"
 
@@ -48,7 +49,28 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
         Workload(**asdict(settings.workload)),
         Budget(settings.memory_gib, settings.memory_share),
         cache(partial(load_cluster, settings.cluster, CLUSTERS)),
+        _targets(settings),
+        _other_formats(settings, spec),
     )
+
+
+def _targets(settings: PlanKeys) -> Targets:
+    slo, budget = settings.slo, settings.budget
+    return Targets(
+        settings.objective.value,
+        None if slo.ttft_ms is None else slo.ttft_ms / 1e3,
+        None if slo.tpot_ms is None else slo.tpot_ms / 1e3,
+        budget.gpus,
+        budget.dollars_per_hour,
+    )
+
+
+def _other_formats(settings: PlanKeys, spec: ModelSpec) -> tuple[Formats, ...]:
+    """`precision.weights=auto` weighs half precision beside what is stored."""
+    if settings.precision.weights != "auto" or spec.stored_precision.bytes <= 2:
+        return ()
+    keys = settings.precision
+    return (choose_formats(spec, "bf16", keys.compute, keys.kv_cache),)
 
 
 def _product(settings: PlanKeys) -> int | None:

@@ -14,6 +14,13 @@ class PlanOutput(Enum):
     json = "json"
 
 
+class Objective(Enum):
+    throughput = "throughput"
+    latency = "latency"
+    cost = "cost"
+    fewest_gpus = "fewest_gpus"
+
+
 class Collectives(Enum):
     auto = "auto"
     gloo = "gloo"
@@ -24,6 +31,11 @@ class DeviceKind(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class BaselineChoice(Enum):
+    auto = "auto"
+    none = "none"
 
 
 @dataclass
@@ -50,6 +62,18 @@ class EngineKeys:
 
 
 @dataclass
+class SloKeys:
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+@dataclass
+class BudgetKeys:
+    gpus: int | None = None
+    dollars_per_hour: float | None = None
+
+
+@dataclass
 class PlanKeys:
     """What a plan needs; every launcher takes these."""
 
@@ -61,6 +85,9 @@ class PlanKeys:
     stage_tp: list[int] | None = None
     heads: str = "auto"
     stages: list[int] | None = None
+    objective: Objective = Objective.throughput
+    slo: SloKeys = field(default_factory=SloKeys)
+    budget: BudgetKeys = field(default_factory=BudgetKeys)
     memory_gib: float | None = None
     memory_share: float = 0.85
     precision: PrecisionKeys = field(default_factory=PrecisionKeys)
@@ -71,6 +98,8 @@ class PlanKeys:
 @dataclass
 class PlanCommand(PlanKeys):
     output: PlanOutput = PlanOutput.table
+    picture: str | None = None
+    page: str | None = None
 
 
 @dataclass
@@ -97,3 +126,12 @@ class ServeCommand(RunKeys):
     api_key_file: str | None = None
     served_model_name: str | None = None
     drain_seconds: float = 20.0
+
+
+@dataclass
+class MeasureCommand(RunKeys):
+    repeats: int = 3
+    baseline: BaselineChoice = BaselineChoice.auto
+    output: str | None = None
+    page: str | None = None
+    picture: str | None = None

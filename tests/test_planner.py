@@ -25,7 +25,7 @@ from parallel.planner.memory import ESTIMATES, kv_bytes_per_token
 from parallel.planner.plan import Plan
 from parallel.planner.room import Room
 from parallel.planner.search import Wanted
-from parallel.planner.timing import step_time
+from parallel.planner.timing import StepModel, step_time
 from parallel.planner.work import StepWork
 from parallel.precision import precision
 from parallel.units import GIB
@@ -216,7 +216,11 @@ def test_uneven_stages_and_the_bubble() -> None:
     plan = toy_planner().plan(Degrees(pp=2), Wanted(stages=(7, 1)))
     even = toy_planner().plan(Degrees(pp=2), Wanted())
     assert plan.decode.slowest_seconds > even.decode.slowest_seconds
-    assert plan.tpot_seconds == 2 * plan.decode.slowest_seconds
+    model = StepModel(plan.layout, plan.cluster, plan.formats)
+    both = StepWork.decode(2, 200)
+    one = model.step(StepWork.decode(1, 100))
+    assert model.round_seconds(both, 2) == 2 * one.slowest_seconds
+    assert model.round_seconds(both, 1) == model.step(both).seconds
     assert (plan.batches, plan.bubble) == (2, 1 / 3)
     many = toy_planner(limits=EngineLimits(batches=7)).plan(Degrees(pp=2), Wanted())
     assert many.bubble == 1 / 8
@@ -233,11 +237,15 @@ def test_prices() -> None:
 
 # ---------------------------------------------------------------------------- JSON
 
-PHASE = {"seconds", "communication_seconds", "communication_bytes", "bubble"}
+PHASE = {
+    *("tokens", "seconds", "communication_seconds", "communication_bytes", "communication_share"),
+    *("communication_seconds_per_token", "communication_bytes_per_token"),
+    *("imbalance_seconds", "bubble"),
+}
 PLAN = {
     *("tp", "pp", "dp", "stage_tp", "world_size", "precision", "pareto", "stages", "ranks"),
     *("kv_cache_tokens", "prefill", "decode", "ttft_ms", "tpot_ms", "tokens_per_second"),
-    "dollars_per_million_tokens",
+    *("dollars_per_million_tokens", "dollars_per_hour", "joules_per_token", "kv_cache_requests"),
 }
 MEMORY = {
     *("weights", "kv_cache", "activations", "communication", "runtime"),
@@ -248,9 +256,9 @@ MEMORY = {
 def test_the_contracts_json() -> None:
     outcome = toy_planner(memory_gib=0.7).search(Wanted())
     body = json.loads(json.dumps(outcome.to_json(), allow_nan=False))
-    assert set(body) == {"plans", "rejected"}
+    assert set(body) == {"choice", "plans", "rejected"}
     for r in body["rejected"]:
-        assert set(r) == {"tp", "pp", "dp", "stage_tp", "reason", "suggestion"}
+        assert set(r) == {"tp", "pp", "dp", "stage_tp", "precision", "reason", "suggestion"}
     for p, plan in zip(body["plans"], outcome.plans, strict=True):
         assert set(p) >= PLAN
         assert set(p["prefill"]) == set(p["decode"]) == PHASE

@@ -194,6 +194,24 @@ class ModelSpec:
             bytes_by_name[fmt.name] = bytes_by_name.get(fmt.name, 0) + p.elements * fmt.bytes
         return precision(max(bytes_by_name, key=lambda n: bytes_by_name[n]))
 
+    @cached_property
+    def by_layer(self) -> tuple[tuple[Parameter, ...], ...]:
+        """The parameters of each layer."""
+        found: list[list[Parameter]] = [[] for _ in self.blocks]
+        for p in self.parameters:
+            if p.layer is not None:
+                found[p.layer].append(p)
+        return tuple(tuple(layer) for layer in found)
+
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each layer the first one with the same block and shapes."""
+        first: dict[object, int] = {}
+        return tuple(
+            first.setdefault((self.blocks[i], *((p.role, p.kind, p.shape) for p in layer)), i)
+            for i, layer in enumerate(self.by_layer)
+        )
+
     def of(self, role: Role, layer: int | None = None, kind: str = "weight") -> Parameter | None:
         return self._index.get((role, layer, kind))
 

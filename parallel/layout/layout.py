@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -63,7 +63,7 @@ class Layout:
         if stages is not None:
             cuts = stage_cuts.given(stages, spec.layers, degrees.pp)
         else:
-            costs = [float(sum(p.elements for p in layer)) for layer in _by_layer(spec)]
+            costs = [float(sum(p.elements for p in layer)) for layer in spec.by_layer]
             head = float(spec.vocabulary * spec.hidden)
             cuts = stage_cuts.balanced(costs, 0.0, head, degrees.pp, degrees.stage_tp)
         return cls(spec, degrees, cuts, heads)
@@ -87,21 +87,44 @@ class Layout:
     def shards(self, rank: int) -> tuple[Shard, ...]:
         """Every parameter that the rank holds, a tied table once per stage that uses it."""
         at = self.degrees.coordinates(rank)
-        return tuple(self._shards(at, self.stages[at.pp]))
+        return tuple(self._held(self.spec.parameters, at, self.stages[at.pp]))
 
     def weight_elements(self, rank: int) -> int:
         """Elements of all shards of the rank; replicas hold the same."""
         at = self.degrees.coordinates(rank)
         if (at.tp, at.pp) not in self._elements:
-            self._elements[at.tp, at.pp] = sum(s.elements for s in self.shards(rank))
+            self._elements[at.tp, at.pp] = self._count(at)
         return self._elements[at.tp, at.pp]
+
+    def _count(self, at: Coordinates) -> int:
+        """Layers that are alike are counted once."""
+        stage, alike = self.stages[at.pp], self.spec.alike
+        outer = sum(s.elements for s in self._held(self._outer, at, stage))
+        tp = self.degrees.tp_of(at.pp)
+        for i in stage.layers:
+            key = (alike[i], at.tp, tp)
+            if key not in self._layer_elements:
+                held = self._held(self.spec.by_layer[i], at, stage)
+                self._layer_elements[key] = sum(s.elements for s in held)
+            outer += self._layer_elements[key]
+        return outer
+
+    @cached_property
+    def _outer(self) -> tuple[Parameter, ...]:
+        return tuple(p for p in self.spec.parameters if p.layer is None)
+
+    @cached_property
+    def _layer_elements(self) -> dict[tuple[int, int, int], int]:
+        return {}
 
     @cached_property
     def _elements(self) -> dict[tuple[int, int], int]:
         return {}
 
-    def _shards(self, at: Coordinates, stage: Stage) -> Iterator[Shard]:
-        for p in self.spec.parameters:
+    def _held(
+        self, parameters: Iterable[Parameter], at: Coordinates, stage: Stage
+    ) -> Iterator[Shard]:
+        for p in parameters:
             if p.layer is not None:
                 held = p.layer in stage.layers
             elif p.role is Role.TOKEN_EMBEDDING:
@@ -167,14 +190,6 @@ class Layout:
             attention = self.spec.blocks[i].attention
             total += 2 * len(self.rank_heads(attention, at).kv) * attention.head_dim
         return total
-
-
-def _by_layer(spec: ModelSpec) -> list[list[Parameter]]:
-    layers: list[list[Parameter]] = [[] for _ in spec.blocks]
-    for p in spec.parameters:
-        if p.layer is not None:
-            layers[p.layer].append(p)
-    return layers
 
 
 def check_degrees(spec: ModelSpec, degrees: Degrees) -> None:

@@ -22,8 +22,8 @@ class EngineCosts:
 
     `attention_read` is the share of the memory's bandwidth that reading the cache reaches,
     `attention_math` the share of the rate of large products that a prompt's attention reaches,
-    `product_share` the share of the device's products that the engine's own reach. `graph`: decodes are
-    replayed from a graph; `one_shot`: small all-reduces go by one-shot kernels."""
+    `product_share` the share of the device's products that the engine's own reach. `graph`:
+    decodes are replayed from a graph; `one_shot`: small all-reduces go by one-shot kernels."""
 
     step_seconds: float = 0.0
     layer_seconds: float | None = None

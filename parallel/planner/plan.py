@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from parallel.hardware.facts import Cluster
+from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import RankMemory
+from parallel.planner.queueing import Load, LoadTimes, Rules, Simulation
 from parallel.planner.room import size_cache
 from parallel.planner.timing import StepModel, StepTime
 from parallel.planner.work import StepWork
+
+_STEADY_REQUESTS = 48
+"""Requests that are simulated after the first burst, at most."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Plan:
     blocks: int
     prefill: StepTime
     decode: StepTime
+    chunk_tokens: int
+    batch: int
     pareto: bool = False
 
     @property
@@ -53,33 +60,66 @@ class Plan:
         return (p - 1) / (self.batches + p - 1)
 
     @property
+    def kv_cache_requests(self) -> int:
+        """Requests of the workload that the cache of a replica has room for."""
+        tokens = self.workload.input_tokens + self.workload.output_tokens
+        return self.blocks // -(-tokens // self.limits.block_tokens)
+
+    @cached_property
+    def load(self) -> LoadTimes:
+        """The workload simulated on one replica, which has its share of the clients."""
+        limits, workload, batches = self.limits, self.workload, self.batches
+        model = StepModel(self.layout, self.cluster, self.formats)
+        rules = Rules(
+            step_tokens=batches * limits.step_tokens,
+            requests=min(limits.requests, batches * limits.step_tokens),
+            cache_tokens=self.kv_cache_tokens,
+            block_tokens=limits.block_tokens,
+            chunk_tokens=limits.step_tokens,
+        )
+        clients = self._clients
+        rounds = 1 + min(1.0, _STEADY_REQUESTS / clients)
+        load = Load(clients, workload.input_tokens, workload.output_tokens, rounds=rounds)
+        return Simulation(load, rules, lambda work: model.round_seconds(work, batches)).run()
+
+    @property
+    def _clients(self) -> int:
+        return -(-self.workload.concurrency // self.layout.degrees.dp)
+
+    @property
     def ttft_seconds(self) -> float:
-        chunks = -(-self.workload.input_tokens // self.limits.step_tokens)
-        return chunks * self.prefill.seconds
+        """Mean under the workload's load, queueing included."""
+        return self.load.ttft_seconds
 
     @property
     def tpot_seconds(self) -> float:
-        """Steady state: the next token of a sequence comes when its batch has been through all
-        stages, and no sooner than the slowest stage has served all batches."""
-        return max(self.batches * self.decode.slowest_seconds, self.decode.seconds)
+        """Mean under the workload's load, the prompts of others between two tokens included."""
+        return self.load.tpot_seconds
 
     @property
     def tokens_per_second(self) -> float:
-        w, degrees = self.workload, self.layout.degrees
-        here = -(-w.concurrency // degrees.dp)
-        busy = w.output_tokens * self.tpot_seconds + here * self.ttft_seconds
-        return w.concurrency * w.output_tokens / busy
+        """Output tokens of all replicas."""
+        return self.load.tokens_per_second * self.workload.concurrency / self._clients
+
+    @property
+    def dollars_per_hour(self) -> float | None:
+        """None unless every device has a price."""
+        return _sum([d.dollars_per_hour for d in self._devices])
 
     @property
     def dollars_per_million_tokens(self) -> float | None:
-        prices = [
-            self.cluster.device(r).type.dollars_per_hour
-            for r in range(self.layout.degrees.world_size)
-        ]
-        known = [p for p in prices if p is not None]
-        if len(known) < len(prices):
-            return None
-        return sum(known) / 3600 / self.tokens_per_second * 1e6
+        price = self.dollars_per_hour
+        return None if price is None else price / 3600 / self.tokens_per_second * 1e6
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """At the devices' full power; None unless every device says its own."""
+        watts = _sum([d.power_watts for d in self._devices])
+        return None if watts is None else watts / self.tokens_per_second
+
+    @property
+    def _devices(self) -> list[DeviceType]:
+        return [self.cluster.device(r).type for r in range(self.layout.degrees.world_size)]
 
     def to_json(self) -> dict[str, Any]:
         """The contract's form (docs/contract.md)."""
@@ -120,24 +160,41 @@ class Plan:
             "ranks": ranks,
             "kv_cache_tokens": self.kv_cache_tokens,
             "context_tokens": self.context_tokens,
-            "prefill": self._phase(self.prefill),
-            "decode": self._phase(self.decode),
+            "kv_cache_requests": self.kv_cache_requests,
+            "prefill": self._phase(self.prefill, self.chunk_tokens),
+            "decode": self._phase(self.decode, self.batch),
             "ttft_ms": self.ttft_seconds * 1e3,
             "tpot_ms": self.tpot_seconds * 1e3,
             "tokens_per_second": self.tokens_per_second,
             "dollars_per_million_tokens": self.dollars_per_million_tokens,
+            "dollars_per_hour": self.dollars_per_hour,
+            "joules_per_token": self.joules_per_token,
         }
 
-    def _phase(self, step: StepTime) -> dict[str, float]:
+    def _phase(self, step: StepTime, tokens: int) -> dict[str, float]:
+        """A step of `tokens`, and what communication costs each of them."""
         return {
+            "tokens": tokens,
             "seconds": step.seconds,
             "communication_seconds": step.communication_seconds,
             "communication_bytes": step.communication_bytes,
+            "communication_share": step.communication_seconds / step.seconds,
+            "communication_seconds_per_token": step.communication_seconds / tokens,
+            "communication_bytes_per_token": step.communication_bytes / tokens,
+            "imbalance_seconds": step.imbalance_seconds,
             "bubble": self.bubble,
         }
 
     def marked(self, pareto: bool) -> Plan:
-        return replace(self, pareto=pareto)
+        other = replace(self, pareto=pareto)
+        # What was simulated holds for it as well.
+        vars(other)["load"] = self.load
+        return other
+
+
+def _sum(figures: list[float | None]) -> float | None:
+    known = [f for f in figures if f is not None]
+    return sum(known) if len(known) == len(figures) else None
 
 
 def make_plan(
@@ -168,4 +225,6 @@ def make_plan(
         blocks,
         prefill=model.step(StepWork.prompt(chunk)),
         decode=model.step(StepWork.decode(batch, batch * average)),
+        chunk_tokens=chunk,
+        batch=batch,
     )

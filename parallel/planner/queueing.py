@@ -23,14 +23,14 @@ ones would march in step, and wait for each other as no real load does."""
 
 @dataclass(frozen=True)
 class Load:
-    """`rounds` requests of each client are looked at; `rounds_of_mean` weigh the first burst,
-    in which all clients begin at once, against the steady state after it."""
+    """`rounds` requests of each client, in the mean, are looked at; `rounds_of_mean` weigh the
+    first burst, in which all clients begin at once, against the steady state after it."""
 
     concurrency: int
     input_tokens: int
     output_tokens: int
     spread: float = LENGTH_SPREAD
-    rounds: int = 3
+    rounds: float = 3
     rounds_of_mean: int = 10
 
     def lengths(self, request: int) -> tuple[int, int]:
@@ -57,14 +57,15 @@ def _halton(index: int, base: int) -> float:
 
 @dataclass(frozen=True)
 class Rules:
-    """How batches are made. `step_tokens` per step, `requests` running at once, `cache_tokens` of
-    room, in blocks of `block_tokens`. `mixed`: prompts go beside decodes, else before them and
-    alone."""
+    """How batches are made. `step_tokens` per step, `chunk_tokens` of them of one prompt,
+    `requests` running at once, `cache_tokens` of room, in blocks of `block_tokens`. `mixed`:
+    prompts go beside decodes, else before them and alone."""
 
     step_tokens: int
     requests: int
     cache_tokens: int
     block_tokens: int = 1
+    chunk_tokens: int | None = None
     mixed: bool = True
 
     def reserved(self, tokens: int) -> int:
@@ -95,7 +96,7 @@ class Simulation:
         self.load, self.rules = load, rules
         self._step_seconds, self._arrival_seconds = step_seconds, arrival_seconds
         self._watch = watch
-        total = load.concurrency * load.rounds
+        total = round(load.concurrency * load.rounds)
         self._lengths = [load.lengths(i) for i in range(total)]
         self._arrived, self._first, self._ended = [0.0] * total, [0.0] * total, [0.0] * total
         self._waiting: deque[tuple[float, int]] = deque()
@@ -142,20 +143,22 @@ class Simulation:
         contexts = self._context if decodes else 0
         work = StepWork.decode(decodes, contexts)
         budget = max(1, self.rules.step_tokens - decodes)
+        most = self.rules.chunk_tokens or budget
         first: list[int] = []
+        unfinished: list[list[int]] = []
         while budget and self._prefilling:
-            request, done = self._prefilling[0]
+            request, done = self._prefilling.popleft()
             length = self._lengths[request][0]
-            count = min(budget, length - done)
+            count = min(budget, most, length - done)
             chunk = StepWork.prompt(count, done)
             budget -= count
             if done + count == length:
                 first.append(request)
-                self._prefilling.popleft()
             else:
-                self._prefilling[0][1] += count
+                unfinished.append([request, done + count])
                 chunk = StepWork(chunk.tokens, 0, chunk.pairs, chunk.cached, 1)
             work += chunk
+        self._prefilling.extendleft(reversed(unfinished))
         self._take(work, 1)
         if decodes:
             self._advance(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -11,10 +11,12 @@ from parallel.architecture.spec import ModelSpec
 from parallel.errors import CapacityError, LayoutError, UserError
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
+from parallel.layout.heads import head_map
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import Plan, make_plan
+from parallel.planner.targets import OBJECTIVES, Targets
 from parallel.precision import precision
 from parallel.units import GIB
 
@@ -39,6 +41,7 @@ class Rejected:
     degrees: Degrees
     reason: str
     suggestion: str
+    formats: Formats
 
     def to_json(self) -> dict[str, Any]:
         d = self.degrees
@@ -46,6 +49,7 @@ class Rejected:
             "tp": d.tp,
             "pp": d.pp,
             "dp": d.dp,
+            "precision": self.formats.to_json(),
             "reason": self.reason,
             "suggestion": self.suggestion,
             "stage_tp": d.stage_tp and list(d.stage_tp),
@@ -54,13 +58,15 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`plans` best first (tokens per second, then fewer ranks)."""
+    """`plans` best first by the objective; `choice` says why the first one is."""
 
     plans: tuple[Plan, ...]
     rejected: tuple[Rejected, ...]
+    choice: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "choice": self.choice,
             "plans": [p.to_json() for p in self.plans],
             "rejected": [r.to_json() for r in self.rejected],
         }
@@ -88,8 +94,34 @@ class Planner:
     budget: Budget
     resized: Callable[[int], Cluster] | None = None
     """The cluster as so many ranks see it, where that differs: ranks share the cores of a host."""
+    targets: Targets = field(default_factory=Targets)
+    other_formats: tuple[Formats, ...] = ()
+    """Formats to weigh beside the first ones."""
 
     def plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
+        """Of one layout. Where whole KV groups and even heads differ, the faster of both."""
+        if wanted.heads != "auto" or not self._heads_differ(degrees.tp):
+            return self._plan(degrees, wanted)
+        plans, errors = [], []
+        for heads in ("groups", "replicate"):
+            try:
+                plans.append(self._plan(degrees, replace(wanted, heads=heads)))
+            except UserError as error:
+                errors.append(error)
+        if not plans:
+            raise errors[0]
+        return min(plans, key=self.targets.order)
+
+    def _heads_differ(self, tp: int) -> bool:
+        """Whether some layer's heads can be shared in two ways (`padded` is never faster)."""
+        kinds = {(b.attention.heads, b.attention.kv_heads) for b in self.spec.blocks}
+        return any(
+            tp <= kv and head_map(heads, kv, tp, "groups") != head_map(heads, kv, tp, "replicate")
+            for heads, kv in kinds
+            if tp <= heads
+        )
+
+    def _plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
         layout = Layout.make(self.spec, degrees, wanted.stages, wanted.heads)
         cluster = self.cluster if self.resized is None else self.resized(degrees.world_size)
         cluster.device(degrees.world_size - 1)
@@ -98,14 +130,36 @@ class Planner:
     def search(self, wanted: Wanted) -> Outcome:
         plans: list[Plan] = []
         rejected: list[Rejected] = []
+        for formats in (self.formats, *self.other_formats):
+            replace(self, formats=formats)._search(wanted, plans, rejected)
+        plans.sort(key=self.targets.order)
+        return Outcome(_mark_pareto(plans), tuple(rejected), self._choice(plans))
+
+    def _search(self, wanted: Wanted, plans: list[Plan], rejected: list[Rejected]) -> None:
         for degrees in self._candidates(wanted):
             try:
-                plans.append(self.plan(degrees, wanted))
+                plan = self.plan(degrees, wanted)
             except UserError as error:
                 suggestion = self._suggest(degrees, error, wanted)
-                rejected.append(Rejected(degrees, str(error), suggestion))
-        plans.sort(key=lambda p: (-p.tokens_per_second, p.layout.degrees.world_size))
-        return Outcome(_mark_pareto(plans), tuple(rejected))
+                rejected.append(Rejected(degrees, str(error), suggestion, self.formats))
+                continue
+            missed = self.targets.missed(plan)
+            if missed is None:
+                plans.append(plan)
+            else:
+                rejected.append(Rejected(degrees, *missed, self.formats))
+
+    def _choice(self, plans: Sequence[Plan]) -> str:
+        if not plans:
+            return ""
+        goal, best = OBJECTIVES[self.targets.objective], plans[0]
+        if len(plans) == 1:
+            return f"{best.layout.degrees}: the only layout that is legal and fits"
+        second = plans[1]
+        return (
+            f"{best.layout.degrees}: {goal} of {len(plans)} layouts, {self.targets.figure(best)}; "
+            f"next is {second.layout.degrees} with {self.targets.figure(second)}"
+        )
 
     def _candidates(self, wanted: Wanted) -> Iterator[Degrees]:
         devices = self.cluster.device_count

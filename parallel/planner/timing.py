@@ -57,9 +57,7 @@ class StepModel:
         self.layout, self.cluster, self.formats, self.replica = layout, cluster, formats, replica
         first = cluster.device(layout.degrees.rank(0, 0, replica)).type
         self.costs = EngineCosts.of(first) if costs is None else costs
-        self._stages = [
-            _Stage(self, self._ranks(pp), pp) for pp in range(layout.degrees.pp)
-        ]
+        self._stages = [_Stage(self, self._ranks(pp), pp) for pp in range(layout.degrees.pp)]
 
     def _ranks(self, pp: int) -> list[int]:
         degrees = self.layout.degrees
@@ -82,6 +80,16 @@ class StepModel:
             seconds + host, slowest + host / len(self._stages), communication, sent, imbalance
         )
 
+    def round_seconds(self, work: StepWork, batches: int) -> float:
+        """Until every sequence of `work` has had its step, as up to `batches` in flight. A full
+        pipeline takes as long as its slowest stage has for all batches, and none is through
+        sooner than one batch is."""
+        count = min(batches, work.sequences)
+        if count <= 1:
+            return self.step(work).seconds
+        one = self.step(work.part(count))
+        return max(count * one.slowest_seconds, one.seconds)
+
 
 class _Stage:
     """One stage of a replica: as slow as its slowest rank, where uneven shards show."""
@@ -94,6 +102,7 @@ class _Stage:
         self._layers = len(layout.stages[pp].layers)
         rates = [_attention_rates(model, kernels, device) for (kernels, device), _ in self._alike]
         self._pair, self._cached = max(rates)
+        self._busiest = max(ranks, key=lambda r: len(layout.degrees.receivers(r)))
         self._known: dict[tuple[int, int, bool], _Fixed] = {}
         self._calls: dict[tuple[str, int, tuple[int, ...], Launch], float] = {}
 
@@ -118,18 +127,19 @@ class _Stage:
         return _Fixed(most, most - mean, communication, sent, launch)
 
     def _communication(self, tokens: int, rows: int, eager: bool) -> tuple[float, int]:
-        """Seconds and bytes sent of the rank that has most. All call the same of their group;
-        what they send on differs."""
-        model, seconds, sent = self._model, 0.0, 0
-        launch: Launch = "graph" if model.costs.graph and not eager else "eager"
-        for rank in self._ranks:
-            own, called = 0.0, step_collectives(model.layout, rank, model.formats, tokens, rows)
-            for c in called:
-                for calls, ranks in called_among(c, model.layout, rank):
-                    own += calls * self._seconds(c, ranks, launch)
-            seconds = max(seconds, own)
-            sent = max(sent, sum(c.calls * c.sent_bytes for c in called))
-        return seconds, sent
+        """Seconds and bytes sent of the rank that has most: all call the same in their group, and
+        some send on to more ranks than others."""
+        model, launch = self._model, self._launch(eager)
+        called = step_collectives(model.layout, self._busiest, model.formats, tokens, rows)
+        seconds = sum(
+            calls * self._seconds(c, ranks, launch)
+            for c in called
+            for calls, ranks in called_among(c, model.layout, self._busiest)
+        )
+        return seconds, sum(c.calls * c.sent_bytes for c in called)
+
+    def _launch(self, eager: bool) -> Launch:
+        return "graph" if self._model.costs.graph and not eager else "eager"
 
     def _seconds(self, c: Collective, ranks: tuple[int, ...], launch: Launch) -> float:
         key = (c.op, c.full_bytes, ranks, launch)

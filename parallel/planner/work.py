@@ -30,6 +30,21 @@ class StepWork:
         pairs = tokens * before + tokens * (tokens + 1) / 2
         return StepWork(tokens, 1, pairs, before + tokens, 1)
 
+    @property
+    def sequences(self) -> int:
+        """Decodes and chunks. A chunk that doesn't end its prompt isn't among the rows."""
+        return max(self.rows, self.chunks, 1)
+
+    def part(self, count: int) -> StepWork:
+        """One of `count` equal parts."""
+        return StepWork(
+            -(-self.tokens // count),
+            -(-self.rows // count),
+            self.pairs / count,
+            self.cached / count,
+            -(-self.chunks // count),
+        )
+
     def __add__(self, other: StepWork) -> StepWork:
         return StepWork(
             self.tokens + other.tokens,

@@ -1,0 +1,45 @@
+"""How other engines run: the few facts that the planner needs to predict their measured times.
+
+Each number has one physical meaning (parallel/planner/costs.py says which) and holds for all of
+an engine's rows, whatever model, GPU or degree. Fitted by fit_engines.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.hardware.fields import read_yaml
+from parallel.planner.costs import EngineCosts
+
+FILE = Path(__file__).with_name("engines.yaml")
+
+
+@dataclass(frozen=True)
+class PeerEngine:
+    """`step_tokens` a batch takes at most, `mixed` if prompts go beside decodes, `memory_share` of
+    a device that it fills with weights and cache, `cache_bytes` of a cached element under fp8."""
+
+    costs: EngineCosts
+    step_tokens: int = 8192
+    mixed: bool = True
+    memory_share: float = 0.9
+    cache_bytes: int = 1
+    spread: float = 0.2
+
+
+def read_engine(facts: Mapping[str, Any]) -> PeerEngine:
+    """Keys of `EngineCosts` and of `PeerEngine` side by side; an unknown one is a `TypeError`."""
+    own = {
+        k: facts[k]
+        for k in ("step_tokens", "mixed", "memory_share", "cache_bytes", "spread")
+        if k in facts
+    }
+    return PeerEngine(EngineCosts(**{k: v for k, v in facts.items() if k not in own}), **own)
+
+
+def engines() -> dict[str, PeerEngine]:
+    """By the name in the `engine` column; `default` stands in for one that isn't there."""
+    return {name: read_engine(facts) for name, facts in read_yaml(FILE).items()}

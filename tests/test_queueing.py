@@ -1,0 +1,121 @@
+"""The simulation of load: the runtime's own batches, and what its means must obey."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.planner.queueing import Load, Rules, Simulation
+from parallel.planner.work import StepWork
+from parallel.requests.types import Request, Sampling
+from parallel.scheduling.blocks import BlockManager
+from parallel.scheduling.scheduler import Batch, Limits, Scheduler
+
+
+def seconds(work: StepWork) -> float:
+    """A power of two for each token: exact sums, so that both clocks read the same."""
+    return work.tokens / 1024 + work.cached / 1048576
+
+
+def work_of(batch: Batch) -> StepWork:
+    total = StepWork(0, 0, 0, 0)
+    for w in batch.work:
+        chunk = StepWork.prompt(w.count, w.start)
+        prompt = w.start < w.sequence.prompt
+        total += StepWork(w.count, int(w.samples), chunk.pairs, chunk.cached, int(prompt))
+    return total
+
+
+def driven(load: Load, limits: Limits, blocks: int, block_tokens: int) -> list[StepWork]:
+    """The batches that the runtime's scheduler makes for the same clients."""
+    scheduler = Scheduler(BlockManager(blocks, block_tokens), limits)
+    coming = deque(range(load.concurrency * load.rounds))
+    found: list[StepWork] = []
+
+    def send() -> None:
+        if coming:
+            request = coming.popleft()
+            inputs, outputs = load.lengths(request)
+            scheduler.add(Request(request, (1,) * inputs, Sampling(max_tokens=outputs)))
+
+    for _ in range(load.concurrency):
+        send()
+    while not scheduler.idle:
+        batch = scheduler.schedule()
+        assert batch is not None
+        found.append(work_of(batch))
+        sampled = {w.sequence.id: 0 for w in batch.work if w.samples}
+        for reason in scheduler.complete(batch, sampled).values():
+            if reason is not None:
+                send()
+    return found
+
+
+@given(
+    clients=st.integers(1, 6),
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 12),
+    step_tokens=st.integers(6, 64),
+    requests=st.integers(1, 6),
+    room=st.integers(0, 40),
+    block_tokens=st.sampled_from((1, 4, 16)),
+    spread=st.sampled_from((0.0, 0.2, 1.0)),
+)
+def test_the_same_batches_as_the_scheduler(
+    clients: int,
+    inputs: int,
+    outputs: int,
+    step_tokens: int,
+    requests: int,
+    room: int,
+    block_tokens: int,
+    spread: float,
+) -> None:
+    load = Load(clients, inputs, outputs, spread, rounds=2)
+    longest = max(sum(load.lengths(i)) for i in range(2 * clients))
+    blocks = -(-longest // block_tokens) + room
+    limits = Limits(step_tokens, requests, context_tokens=10**6)
+    expected = driven(load, limits, blocks, block_tokens)
+    found: list[StepWork] = []
+
+    def watch(now: float, work: StepWork, count: int) -> None:
+        for i in range(count):
+            grown = work.cached + i * work.rows if work.chunks == 0 else work.cached
+            pairs = grown if work.chunks == 0 else work.pairs
+            found.append(StepWork(work.tokens, work.rows, pairs, grown, work.chunks))
+
+    rules = Rules(step_tokens, requests, blocks * block_tokens, block_tokens)
+    Simulation(load, rules, seconds, watch=watch).run()
+    assert found == expected
+
+
+def test_one_client_alone_waits_for_nobody() -> None:
+    """Prompt of 10 in one step, then 4 more tokens, one step each."""
+    times = Simulation(Load(1, 10, 5, 0.0), Rules(64, 8, 1000), lambda w: w.tokens / 10).run()
+    assert times.ttft_seconds == pytest.approx(1.0)
+    assert times.tpot_seconds == pytest.approx(0.1)
+    assert times.tokens_per_second == pytest.approx(5 / 1.4)
+
+
+def test_prompts_that_go_first_hold_up_the_tokens_of_others() -> None:
+    """Two equal clients; a prompt takes 1 s, a step of decodes 0.1 s. Alone and first: both
+    prompts before any decode. Beside decodes: the second prompt beside the first one's tokens."""
+
+    def step(work: StepWork) -> float:
+        return 1.0 if work.chunks else 0.1
+
+    load = Load(2, 10, 11, 0.0, rounds=1)
+    first = Simulation(load, Rules(10, 8, 1000, mixed=False), step).run()
+    assert first.ttft_seconds == pytest.approx((1 + 2) / 2)
+    assert first.tpot_seconds == pytest.approx((0.2 + 0.1) / 2)
+    beside = Simulation(load, Rules(10, 8, 1000), step).run()
+    assert beside.ttft_seconds == pytest.approx((1 + 3) / 2)
+
+
+@given(st.integers(0, 10_000))
+def test_lengths_stay_within_the_spread(request: int) -> None:
+    inputs, outputs = Load(4, 1000, 500, 0.2).lengths(request)
+    assert 900 <= inputs <= 1100 and 450 <= outputs <= 550
