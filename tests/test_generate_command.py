@@ -82,6 +82,32 @@ def test_sampling_is_the_same_in_every_layout(model: Path, tmp_path: Path) -> No
     assert answers[0] != greedy
 
 
+def test_three_ranks_in_two_unlike_stages(model: Path, tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", max_tokens=8)
+    out, report_file = tmp_path / "out.jsonl", tmp_path / "report.json"
+    layout = ["stage_tp=[2,1]", f"report={report_file}"]
+    done = run("generate", *limits(model), *layout, f"input={source}", f"output={out}")
+    assert done.returncode == 0, done.stderr
+    expected = [reference(model, p, 8)[1] for p in PROMPTS]
+    assert [row["token_ids"] for row in read_rows(out)] == expected
+    report = json.loads(report_file.read_text())
+    for rank in report["ranks"]:
+        for cause in ("weights", "kv_cache"):
+            figures = rank["memory_bytes"][cause]
+            assert figures["predicted"] == figures["measured"] > 0
+    sends = [r["rank"] for r in report["collectives"] if r["op"] == "send"]
+    assert set(sends) == {0} and "stage_tp=[2,1] dp=1: saves" in done.stdout
+
+
+def test_torchrun_must_start_whole_replicas(model: Path, tmp_path: Path) -> None:
+    source, out = write_prompts(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    layout = [*limits(model), "stage_tp=[2,1]", f"input={source}", f"output={out}"]
+    done = run("generate", *layout, torchrun=2)
+    assert done.returncode != 0
+    assert "stage_tp=[2,1] dp=1 takes 3 ranks" in done.stderr
+    assert "--nproc-per-node 3" in done.stderr
+
+
 def test_torchrun_with_replicas(model: Path, tmp_path: Path) -> None:
     source, out = write_prompts(tmp_path / "in.jsonl", max_tokens=8), tmp_path / "out.jsonl"
     done = run("generate", *limits(model), "+dp=2", f"input={source}", f"output={out}", torchrun=2)

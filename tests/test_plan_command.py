@@ -54,6 +54,24 @@ def test_json_holds_the_contract(spelling: str) -> None:
     assert plan["ttft_ms"] > 0 and plan["tpot_ms"] > 0 and plan["tokens_per_second"] > 0
 
 
+def test_stages_with_their_own_degrees() -> None:
+    done = run("plan", "stage_tp=[2,1]", "stages=[20,10]", "dp=2", "output=json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plans"][0]
+    assert (plan["tp"], plan["pp"], plan["dp"], plan["world_size"]) == (2, 2, 2, 6)
+    assert plan["stage_tp"] == [2, 1]
+    assert [(s["tp"], s["ranks"], s["layers"]) for s in plan["stages"]] == [
+        (2, [0, 1, 3, 4], [0, 20]),
+        (1, [2, 5], [20, 30]),
+    ]
+    assert [tuple(r["coordinates"].values()) for r in plan["ranks"]] == [
+        *((0, 0, 0), (1, 0, 0), (0, 1, 0)),
+        *((0, 0, 1), (1, 0, 1), (0, 1, 1)),
+    ]
+    table = run("plan", "stage_tp=[2,1]")
+    assert table.returncode == 0 and "Plan: stage_tp=[2,1] dp=1" in table.stdout
+
+
 @pytest.mark.parametrize("tp", range(1, 10))
 def test_the_default_model_takes_every_degree_up_to_its_heads(tp: int) -> None:
     done = run("plan", f"tp={tp}", "output=json", "memory_gib=4")
@@ -103,6 +121,11 @@ def test_table_names_bytes_by_cause_and_communication() -> None:
         (["tp=12"], ["9 query heads", "1 to 9"]),
         (["pp=31"], ["30 layers"]),
         (["tp=2", "pp=2", "stages=[1,2]"], ["stages=[1, 2]", "30 layers"]),
+        (["stage_tp=[2,1]", "tp=4"], ["stage_tp=[2,1] means tp=2", "leave tp and pp out"]),
+        (["stage_tp=[2,0]"], ["stage_tp=[2,0]", "at least 1"]),
+        (["stage_tp=[]"], ["stage_tp=[]", "such as stage_tp=[2,1]"]),
+        (["stage_tp=[1,12]"], ["tp=12 of stage 1", "9 query heads", "use stage_tp=[1,9]"]),
+        (["stage_tp=[2,1]", "stages=[10,10,10]"], ["pp=2", "30 layers"]),
         (["tp=2", "heads=gruops"], ["did you mean 'groups'"]),
         (["tp=4", "heads=groups"], ["whole KV groups"]),
         (["cluster=9xh100"], ["unknown cluster", "8xh100"]),
