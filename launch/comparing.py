@@ -21,7 +21,7 @@ from parallel.report.trade_off import TradeOff, trade_off
 from parallel.report.verdict import Candidate
 
 Json = dict[str, Any]
-_FREED = ("stage_tp=null", "stages=null", "heads=auto")
+_FREED = ("tp=null", "pp=null", "stage_tp=null", "stages=null", "heads=auto")
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,17 @@ class Baseline:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        d = self.plan.layout.degrees
-        return (f"tp={d.tp}", f"pp={d.pp}", f"dp={d.dp}", *_FREED)
+        return (*_FREED, *str(self.plan.layout.degrees).split())
+
+
+def _freed(settings: MeasureCommand) -> MeasureCommand:
+    """The layout left to the planner."""
+    return replace(settings, tp=None, pp=None, dp=None, stage_tp=None, stages=None, heads="auto")
 
 
 def choose_baseline(settings: MeasureCommand, plan: Plan) -> Baseline | None:
     """One rank, or the smallest layout of one replica that fits; None where that is `plan`."""
-    free = replace(settings, tp=None, pp=None, dp=None, stages=None, heads="auto", slo=SloKeys())
+    free = replace(_freed(settings), slo=SloKeys())
     plans = search(free, plan.layout.spec, None).plans
     fitting = [p for p in plans if p.layout.degrees.dp == 1 and p.formats == plan.formats]
     if not fitting:
@@ -66,8 +70,11 @@ def choose_baseline(settings: MeasureCommand, plan: Plan) -> Baseline | None:
 def compare(
     settings: MeasureCommand, plan: Plan, found: Json, baseline: Baseline | None
 ) -> TradeOff:
-    free = replace(settings, tp=None, pp=None, dp=None, stages=None, heads="auto")
-    others = [p for p in search(free, plan.layout.spec, None).plans if p.formats == plan.formats]
+    others = [
+        p
+        for p in search(_freed(settings), plan.layout.spec, None).plans
+        if p.formats == plan.formats
+    ]
     if baseline is None:
         side, reason = None, "none was asked for, or the layout is the smallest that fits"
     else:

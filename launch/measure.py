@@ -74,7 +74,15 @@ class _Measurement:
 
     def _as(self, baseline: Baseline) -> MeasureCommand:
         d = baseline.plan.layout.degrees
-        return replace(self.settings, tp=d.tp, pp=d.pp, dp=d.dp, stages=None, heads="auto")
+        return replace(
+            self.settings,
+            tp=d.tp,
+            pp=d.pp,
+            dp=d.dp,
+            stage_tp=None if d.stage_tp is None else list(d.stage_tp),
+            stages=None,
+            heads="auto",
+        )
 
     def _start(
         self, settings: MeasureCommand, name: str, *overrides: str

@@ -100,7 +100,7 @@ class Planner:
 
     def plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
         """Of one layout. Where whole KV groups and even heads differ, the faster of both."""
-        if wanted.heads != "auto" or not self._heads_differ(degrees.tp):
+        if wanted.heads != "auto" or not self._heads_differ(degrees):
             return self._plan(degrees, wanted)
         plans, errors = [], []
         for heads in ("groups", "replicate"):
@@ -112,13 +112,14 @@ class Planner:
             raise errors[0]
         return min(plans, key=self.targets.order)
 
-    def _heads_differ(self, tp: int) -> bool:
+    def _heads_differ(self, degrees: Degrees) -> bool:
         """Whether some layer's heads can be shared in two ways (`padded` is never faster)."""
         kinds = {(b.attention.heads, b.attention.kv_heads) for b in self.spec.blocks}
         return any(
-            tp <= kv and head_map(heads, kv, tp, "groups") != head_map(heads, kv, tp, "replicate")
+            head_map(heads, kv, tp, "groups") != head_map(heads, kv, tp, "replicate")
             for heads, kv in kinds
-            if tp <= heads
+            if degrees.tp <= kv
+            for tp in degrees.stage_tp or (degrees.tp,)
         )
 
     def _plan(self, degrees: Degrees, wanted: Wanted) -> Plan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from parallel.report.figure import Figure, scaled
-from parallel.report.report import PHASES
+from parallel.report.report import PHASES, layout_name
 from parallel.report.step_costs import StepCosts, step_costs
 
 Json = Mapping[str, Any]
@@ -132,10 +132,6 @@ def measured_side(found: Json) -> Side:
         Figure(plan["tokens_per_second"], speed),
         phases,
     )
-
-
-def layout_name(plan: Json) -> str:
-    return f"tp={plan['tp']} pp={plan['pp']} dp={plan['dp']}"
 
 
 def _phase(found: Json, phase: str) -> PhaseCosts | None:

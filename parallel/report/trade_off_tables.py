@@ -15,8 +15,7 @@ from parallel.report.render import (
     write_more,
     write_table,
 )
-from parallel.report.report import CAUSES
-from parallel.report.sides import layout_name
+from parallel.report.report import CAUSES, layout_name
 from parallel.units import format_bytes, format_seconds
 
 Json = Mapping[str, Any]

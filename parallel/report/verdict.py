@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from parallel.report.report import layout_name
 from parallel.units import format_bytes, format_seconds
 
 WORTH_IT = 0.05
@@ -37,6 +38,7 @@ class Candidate:
     dollars_per_million_tokens: float | None
     pareto: bool = False
     measured: bool = False
+    stage_tp: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, plan: Mapping[str, Any]) -> Candidate:
@@ -50,6 +52,7 @@ class Candidate:
             plan["tokens_per_second"],
             plan["dollars_per_million_tokens"],
             plan["pareto"],
+            stage_tp=plan["stage_tp"] and tuple(plan["stage_tp"]),
         )
 
     def timed(self, ttft: float | None, tpot: float | None, speed: float | None) -> Candidate:
@@ -70,7 +73,7 @@ class Candidate:
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.dp * (sum(self.stage_tp) if self.stage_tp else self.tp * self.pp)
 
     @property
     def shards(self) -> bool:
@@ -78,13 +81,14 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return f"tp={self.tp} pp={self.pp} dp={self.dp}"
+        return layout_name(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {
             "tp": self.tp,
             "pp": self.pp,
             "dp": self.dp,
+            "stage_tp": self.stage_tp and list(self.stage_tp),
             "world_size": self.world_size,
             "fullest_rank_bytes": self.fullest_bytes,
             "ttft_ms": self.ttft_ms,
