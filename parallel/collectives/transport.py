@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from parallel.planner.activations import kept_sends
+
 
 class Transport(ABC):
     """`name` is the backend shown to the user, `reason` why it was chosen. Nothing moves in a dry
@@ -47,7 +49,7 @@ class ProcessGroupTransport(Transport):
         self.name, self.reason = name, reason
         self.dry = name == "fake"
         self._batched = name == "nccl"
-        self._most = max(2, 2 * batches)
+        self._most = kept_sends(batches)
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
 
     def all_reduce(self, x: torch.Tensor) -> None:

@@ -80,6 +80,14 @@ class Transformer:
         self.final_norm = build.norm(Role.FINAL_NORM) if stage.head else None
         self.head = build.head()
 
+    @property
+    def constant_bytes(self) -> int:
+        """Tensors that layers keep beside their weights."""
+        layers = [block.attention for block in self.blocks]
+        held = [layer.attend.slots for layer in layers]
+        held += [None if layer.rotary is None else layer.rotary.frequencies for layer in layers]
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
+
     def __call__(
         self, step: StepInput, cache: KVCache, hidden: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +30,8 @@ def kept_sends(batches: int) -> int:
 class StageShape:
     """A rank's stage: its distinct blocks in the order of their first, and how often each comes.
 
-    `sent` hidden states of earlier steps are kept at most. `on_host`: the host's memory is the
+    `late`: what gloo has summed may live until its thread lets it go, after its last use.
+    Of earlier steps `sent` hidden states are kept at most. `on_host`: the host's memory is the
     device's. Stages whose facts are equal have equal peaks."""
 
     hidden: int
@@ -38,6 +40,7 @@ class StageShape:
     blocks: tuple[tuple[BlockShape, int], ...]
     embeds: bool
     splits: bool
+    late: bool
     positions: bool
     sent: int
     head: HeadShape | None
@@ -53,6 +56,8 @@ def stage_shape(
     blocks: Counter[BlockShape] = Counter()
     for block, count in held.items():
         blocks[_block_shape(layout, block, at)] += count
+    shared_memory = shares_memory(layout, rank, cluster)
+    on_host = cluster.device(rank).type.kind == "cpu"
     head = None
     if stage.head:
         rows = [piece.size for piece in layout.vocabulary(at.pp)]
@@ -61,17 +66,18 @@ def stage_shape(
             widest=max(rows),
             vocabulary=spec.vocabulary,
             ranks=len(rows),
-            shared_memory=shares_memory(layout, rank, cluster),
+            shared_memory=shared_memory,
             samples=at.tp == 0,
             rms=spec.final_norm.kind == "rms",
         )
     return StageShape(
         hidden=spec.hidden,
         width=formats.compute.bytes,
-        on_host=cluster.device(rank).type.kind == "cpu",
+        on_host=on_host,
         blocks=tuple(blocks.items()),
         embeds=stage.embedding,
         splits=degrees.tp_of(at.pp) > 1,
+        late=on_host and degrees.tp_of(at.pp) > 1 and not shared_memory,
         positions=spec.positions is not None,
         sent=kept_sends(limits.batches or degrees.pp) if degrees.receivers(rank) else 0,
         head=head,
@@ -99,10 +105,10 @@ def _block_shape(layout: Layout, block: Block, at: Coordinates) -> BlockShape:
 
 @lru_cache(maxsize=4096)
 def step_bytes(stage: StageShape, step: StepShape) -> int:
-    """The peak of live tensors in one step, weights, cache and standing buffers left out."""
+    """The peak of live tensors in one step: nothing that was there before it."""
     tape = Tape(stage.width, fused=not stage.on_host)
     size = step.tokens * stage.hidden * stage.width
-    tape.take(stage.sent * size)
+    tape.take(size if stage.late else 0)
     # What was received lives as long as the call that it was given to.
     received = 0 if stage.embeds else tape.take(size)
     own = 0
@@ -158,11 +164,37 @@ def buffer_bytes(stage: StageShape, limits: EngineLimits, context_tokens: int, b
     return 8 * numbers * batches * (2 if stage.on_host else 1) + constants
 
 
+def peak_bytes(
+    stage: StageShape,
+    steps: Sequence[StepShape],
+    limits: EngineLimits,
+    context_tokens: int,
+    batches: int,
+) -> int:
+    """The most that a rank holds beside weights and cache while it runs such `steps`."""
+    kept = stage.sent * max(s.tokens for s in steps) * stage.hidden * stage.width
+    standing = buffer_bytes(stage, limits, context_tokens, batches)
+    return standing + kept + max(step_bytes(stage, s) for s in steps)
+
+
 def activation_bytes(
     stage: StageShape, limits: EngineLimits, context_tokens: int, batches: int
 ) -> int:
-    """The most that a rank holds beside weights and cache while it runs at its limits, sequences
-    of up to `context_tokens`."""
+    """The same at the engine's limits, with sequences of up to `context_tokens`."""
     steps = largest_steps(limits, context_tokens, batches)
-    peak = max(step_bytes(stage, s) for s in steps)
-    return peak + buffer_bytes(stage, limits, context_tokens, batches)
+    return peak_bytes(stage, steps, limits, context_tokens, batches)
+
+
+def typical_layers(layout: Layout, rank: int) -> list[int]:
+    """Layers of the rank's stage whose run has the peak of the whole: the first of each kind, and
+    the last of each once more where a kind comes again."""
+    at = layout.degrees.coordinates(rank)
+    first: dict[BlockShape, int] = {}
+    last: dict[BlockShape, int] = {}
+    layers = layout.stage(rank).layers
+    for i in layers:
+        shape = _block_shape(layout, layout.spec.blocks[i], at)
+        first.setdefault(shape, i)
+        last[shape] = i
+    found = list(first.values())
+    return found + [last[shape] for shape in first] if len(layers) > len(found) else found

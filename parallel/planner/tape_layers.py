@@ -131,18 +131,19 @@ def logits(tape: Tape, hidden: int, head: HeadShape, rows: int) -> None:
         wide = tape.take(rows * head.local * _FLOAT)
         tape.give(result)
         result = wide
+    staged = 0
     if head.ranks > 1:
-        staged = 0
         if not head.shared_memory:
+            # What went through gloo may be let go by its thread late, after its last use.
             staged = tape.take((1 + head.ranks) * rows * head.widest * _FLOAT)
         whole = tape.take(rows * head.vocabulary * _FLOAT)
-        tape.give(result, staged)
+        tape.give(result)
         result = whole
     tape.give(normed)
     if head.samples:
         _sample_row(tape, head.vocabulary)
         tape.touch(rows * _INDEX)
-    tape.give(result)
+    tape.give(result, staged)
 
 
 def _sample_row(tape: Tape, vocabulary: int) -> None:

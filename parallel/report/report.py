@@ -57,7 +57,8 @@ def build_report(
 
 
 def _rank(planned: Json, found: Json) -> dict[str, Any]:
-    predicted, measured = planned["memory_bytes"], found.get("measured_bytes", {})
+    measured = found.get("measured_bytes", {})
+    predicted = _of_the_same_steps(planned["memory_bytes"], found.get("predicted_activations"))
     return {
         "rank": planned["rank"],
         "memory_bytes": {
@@ -68,6 +69,15 @@ def _rank(planned: Json, found: Json) -> dict[str, Any]:
         "bytes_read": found.get("bytes_read"),
         "peak_rss_bytes": found.get("peak_rss_bytes"),
     }
+
+
+def _of_the_same_steps(predicted: Json, activations: int | None) -> Json:
+    """A rank may measure smaller steps than the plan has priced; then so is the prediction."""
+    if activations is None:
+        return predicted
+    less = predicted["activations"] - activations
+    sums = {name: predicted[name] - less for name in ("peak_tensors", "total")}
+    return {**predicted, "activations": activations, **sums}
 
 
 def _saved(plan: Json, one_rank_bytes: Json | None) -> dict[str, Any]:

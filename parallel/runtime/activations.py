@@ -26,6 +26,11 @@ class LiveTensors(TorchDispatchMode):
         self.live_bytes = self.peak_bytes = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: keeping the compiler away would load it first."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -66,4 +71,4 @@ def _has_storage(leaf: object) -> bool:
 
 
 def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -31,6 +31,12 @@ class _Buffer:
         self.host = device.host_buffer((prod(shape),), torch.int64)
         self.there = device.zeros((prod(shape),), torch.int64)
 
+    @property
+    def bytes(self) -> int:
+        """On the device: on CPU the host's copy is there too."""
+        where = self.there.device.type
+        return sum(t.nbytes for t in (self.host, self.there) if t.device.type == where)
+
     def put(self, values: Sequence[int]) -> torch.Tensor:
         count = len(values)
         self.host.narrow(0, 0, count).copy_(torch.tensor(values, dtype=torch.int64))
@@ -55,6 +61,11 @@ class InputBuffers:
         self._lengths = _Buffer(device, sizes.sequences)
         self._rows = _Buffer(device, sizes.sequences)
         self._tables = _Buffer(device, sizes.sequences, sizes.blocks)
+
+    @property
+    def bytes(self) -> int:
+        held = (self._ids, self._positions, self._slots, self._lengths, self._rows, self._tables)
+        return sum(buffer.bytes for buffer in held)
 
     def build(self, chunks: Sequence[Chunk], sequences: Sequences) -> StepInput:
         # The last step's copies may still be under way: its host memory is not free before.

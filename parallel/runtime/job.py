@@ -23,7 +23,7 @@ from parallel.requests.wire import connect
 from parallel.runtime.engine import Engine, Requests
 from parallel.runtime.reporting import Json, make_report, predicted_steps, rank_report
 from parallel.runtime.sequences import StepMessage
-from parallel.runtime.warmup import warm_up
+from parallel.runtime.warmup import Peak, warm_up
 from parallel.runtime.worker import Worker
 
 _LOAD_TIMEOUT = timedelta(hours=12)
@@ -47,7 +47,7 @@ class RankJob:
         self.is_leader = rank == self.replica[0]
         self.ledger = Ledger()
         self.clock = StepClock()
-        self.activations = 0
+        self.activations = Peak(0, 0)
         self.mesh = Mesh.create(degrees, rank, device, self.ledger, options)
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)

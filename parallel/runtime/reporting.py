@@ -14,13 +14,14 @@ from parallel.planner.plan import Plan
 from parallel.planner.timing import StepModel
 from parallel.planner.work import StepWork
 from parallel.report.report import build_report
+from parallel.runtime.warmup import Peak
 from parallel.runtime.worker import Worker
 
 Json = dict[str, Any]
 
 
-def rank_report(worker: Worker, activations: int, runtime: int | None) -> Json:
-    """Measured bytes by cause of this rank, and the rows of its ledger."""
+def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
+    """Measured bytes by cause of this rank, what was predicted of the same, its ledger's rows."""
     for communicator in worker.mesh.communicators.values():
         communicator.resolve()
     memory = worker.device.memory_statistics()
@@ -30,11 +31,12 @@ def rank_report(worker: Worker, activations: int, runtime: int | None) -> Json:
         "measured_bytes": {
             "weights": weights,
             "kv_cache": cache,
-            "activations": activations,
+            "activations": activations.measured,
             "communication": worker.mesh.buffer_bytes,
             "runtime": runtime,
-            "peak_tensors": weights + cache + activations,
+            "peak_tensors": weights + cache + activations.measured,
         },
+        "predicted_activations": activations.predicted,
         "bytes_read": worker.bytes_read,
         "peak_rss_bytes": memory.peak_rss_bytes,
         "collectives": worker.ledger.rows(worker.rank),
@@ -51,7 +53,7 @@ def predicted_steps(plan: Plan, clock: StepClock) -> Json:
         predicted = 0.0
         for shape, count in shapes:
             pairs, cached = count.pairs / count.steps, count.cached / count.steps
-            work = StepWork(shape.tokens, shape.rows, pairs, cached, shape.chunks)
+            work = shape_work(shape, pairs, cached)
             predicted += count.steps * model.step(work).seconds
         steps[phase] = {
             "predicted_seconds": predicted,

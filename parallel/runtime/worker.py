@@ -74,6 +74,11 @@ class Worker:
         self._receivers = [place(r) for r in degrees.receivers(rank)]
         self.bytes_read = 0
 
+    @property
+    def standing_bytes(self) -> int:
+        """What is held all the time beside weights and cache."""
+        return sum(b.bytes for b in self._buffers) + self.model.constant_bytes
+
     def load(self, advance: Callable[[int], None]) -> None:
         """Reads this rank's slices; `advance` is told the bytes of each tensor as it is read."""
         reader = ShardReader()

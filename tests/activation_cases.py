@@ -1,0 +1,93 @@
+"""What the pool's ranks do in tests of live tensors: real steps, measured and predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallel.architecture.checkpoint import load_spec
+from parallel.collectives.mesh import MeshOptions
+from parallel.devices.cpu import CpuDevice
+from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.facts import Cluster
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.plan import Plan, make_plan
+from parallel.runtime.job import RankJob
+from parallel.runtime.warmup import measure_peak
+from parallel.runtime.worker import Worker
+from tests.engine_case import CLUSTERS
+
+
+def plan_of(
+    model: str,
+    degrees: Degrees,
+    limits: dict[str, int],
+    shared_memory: bool = False,
+    weights: str = "stored",
+    heads: str = "auto",
+    stages: list[int] | None = None,
+) -> Plan:
+    """On this machine; without `shared_memory` its ranks speak over gloo."""
+    spec = load_spec(Path(model), weights=True)
+    cluster = load_cluster("local", CLUSTERS, ranks=degrees.world_size)
+    return make_plan(
+        Layout.make(spec, degrees, stages, heads),
+        cluster if shared_memory else over_gloo(cluster),
+        choose_formats(spec, weights),
+        EngineLimits(**limits),
+        Workload(16, 16, 1),
+        Budget(8.0),
+    )
+
+
+def over_gloo(cluster: Cluster) -> Cluster:
+    nodes = [replace(n, link=n.general_link or n.link, general_link=None) for n in cluster.nodes]
+    return replace(cluster, nodes=tuple(nodes))
+
+
+def ready_worker(job: RankJob, plan: Plan) -> Worker:
+    """Weights of one value: no file is read."""
+    worker = Worker(plan, job.rank, job.mesh, job.device, job.ledger)
+    for tensor in worker.weights.tensors:
+        tensor.fill_(0.01)
+    return worker
+
+
+def peaks(
+    rank: int,
+    degrees: list[int],
+    cases: list[dict[str, Any]],
+    collectives: str = "gloo",
+) -> list[dict[str, int]]:
+    """For each case (arguments of `plan_of`) the bytes of this rank, predicted and measured."""
+    torch.set_num_threads(1)
+    device, mesh = CpuDevice(1), Degrees(tp=degrees[0], pp=degrees[1])
+    first = plan_of(degrees=mesh, **cases[0])
+    job = RankJob(first, rank, device, MeshOptions(collectives, 60.0, first.batches))
+    found = []
+    try:
+        shared = job.mesh.tp.backend == "shared_memory"
+        for case in cases:
+            plan = plan_of(degrees=mesh, shared_memory=shared, **case)
+            worker = ready_worker(job, plan)
+            peak = measure_peak(worker, device)
+            memory = plan.memory[rank]
+            found.append(
+                {
+                    "weights": worker.weights.bytes - memory.weights,
+                    "kv_cache": worker.cache.bytes - memory.kv_cache,
+                    "planned": memory.activations,
+                    "predicted": peak.predicted,
+                    "measured": peak.measured,
+                    "held": memory.weights + memory.kv_cache,
+                }
+            )
+    finally:
+        job.close()
+    return found
