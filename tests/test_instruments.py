@@ -46,7 +46,7 @@ def test_waiting_is_unknown_where_a_rank_has_no_such_row() -> None:
 def test_clock_keeps_shapes_and_overlapping_steps() -> None:
     times = iter([0.0, 1.0, 4.0, 6.0, 10.0, 11.0])
     clock = StepClock(lambda: next(times))
-    decode, prefill = Shape("decode", 2, 2), Shape("prefill", 30, 1)
+    decode, prefill = Shape("decode", 2, 2, 2), Shape("prefill", 30, 1, 1)
     clock.start(0, decode, Contexts(100, 100))
     clock.start(1, prefill, Contexts(465, 30))
     clock.stop(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,11 +22,11 @@ def seconds(work: StepWork) -> float:
 
 
 def work_of(batch: Batch) -> StepWork:
-    total = StepWork(0, 0, 0, 0)
+    total = StepWork(0, 0, 0, 0, 0)
     for w in batch.work:
         chunk = StepWork.prompt(w.count, w.start)
         prompt = w.start < w.sequence.prompt
-        total += StepWork(w.count, int(w.samples), chunk.pairs, chunk.cached, int(prompt))
+        total += StepWork(w.count, 1, int(w.samples), chunk.pairs, chunk.cached, int(prompt))
     return total
 
 
@@ -85,7 +86,7 @@ def test_the_same_batches_as_the_scheduler(
         for i in range(count):
             grown = work.cached + i * work.rows if work.chunks == 0 else work.cached
             pairs = grown if work.chunks == 0 else work.pairs
-            found.append(StepWork(work.tokens, work.rows, pairs, grown, work.chunks))
+            found.append(replace(work, pairs=pairs, cached=grown))
 
     rules = Rules(step_tokens, requests, blocks * block_tokens, block_tokens)
     Simulation(load, rules, seconds, watch=watch).run()

@@ -7,11 +7,12 @@ an engine's rows, whatever model, GPU or degree. Fitted by fit_engines.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from parallel.hardware.fields import read_yaml
+from parallel.hardware.overheads import Overheads
 from parallel.planner.costs import EngineCosts
 
 FILE = Path(__file__).with_name("engines.yaml")
@@ -31,13 +32,15 @@ class PeerEngine:
 
 
 def read_engine(facts: Mapping[str, Any]) -> PeerEngine:
-    """Keys of `EngineCosts` and of `PeerEngine` side by side; an unknown one is a `TypeError`."""
-    own = {
-        k: facts[k]
-        for k in ("step_tokens", "mixed", "memory_share", "cache_bytes", "spread")
-        if k in facts
-    }
-    return PeerEngine(EngineCosts(**{k: v for k, v in facts.items() if k not in own}), **own)
+    """Keys of `Overheads`, `EngineCosts` and `PeerEngine` side by side; an unknown one is a
+    `TypeError`."""
+
+    def of(kind: type) -> dict[str, Any]:
+        return {f.name: facts[f.name] for f in fields(kind) if f.name in facts}
+
+    own, overheads = of(PeerEngine), of(Overheads)
+    costs = {k: v for k, v in facts.items() if k not in own and k not in overheads}
+    return PeerEngine(EngineCosts(Overheads(**overheads), **costs), **own)
 
 
 def engines() -> dict[str, PeerEngine]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of step: `tokens` computed, in `chunks` of prompts and decodes; `rows` sampled."""
+    """One kind of step: `tokens` computed for `sequences`, `chunks` of prompts among them; `rows`
+    sampled."""
 
     phase: str
     tokens: int
+    sequences: int
     rows: int
     chunks: int = 0
 

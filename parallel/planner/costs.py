@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.hardware.facts import DeviceType
+from parallel.hardware.device_type import DeviceType
+from parallel.hardware.overheads import Overheads
 
 SMALL_KERNELS = 14
 """Kernels of a layer beside its matrix products and attention: norms, rotary, activation, sums."""
@@ -12,22 +13,18 @@ SMALL_KERNELS = 14
 
 @dataclass(frozen=True)
 class EngineCosts:
-    """Seconds beside products, attention and collectives, each with one cause.
+    """`overheads` beside products and collectives; None: those that were calibrated for this
+    runtime on the device, or what the device's kernel starts suggest.
 
-    `step_seconds`: host work of a step: scheduling, inputs, sampling, answers. `layer_seconds`:
-    starts of a layer's small kernels. `sequence_seconds`: host work for one running sequence in
-    a step. `eager_layer_seconds`: host time to launch one layer kernel by kernel; a step with a
-    prompt chunk isn't replayed from a graph and can't be shorter. `arrival_seconds` and
+    `eager_layer_seconds`: host time to launch one layer kernel by kernel; a step with a prompt
+    chunk isn't replayed from a graph and can't be shorter. `arrival_seconds` and
     `arrival_token_seconds`: from the client to the scheduler, tokenising included.
-
     `attention_read` is the share of the memory's bandwidth that reading the cache reaches,
     `attention_math` the share of the rate of large products that a prompt's attention reaches,
     `product_share` the share of the device's products that the engine's own reach. `graph`:
     decodes are replayed from a graph; `one_shot`: small all-reduces go by one-shot kernels."""
 
-    step_seconds: float = 0.0
-    layer_seconds: float | None = None
-    sequence_seconds: float = 0.0
+    overheads: Overheads | None = None
     eager_layer_seconds: float = 0.0
     arrival_seconds: float = 0.0
     arrival_token_seconds: float = 0.0
@@ -37,12 +34,22 @@ class EngineCosts:
     graph: bool = False
     one_shot: bool = False
 
-    @staticmethod
-    def of(device: DeviceType) -> EngineCosts:
-        """Those of this runtime on a device, as calibrated."""
-        return EngineCosts()
+    def overheads_on(self, device: DeviceType) -> Overheads:
+        if self.overheads is not None:
+            return self.overheads
+        if device.overheads is not None:
+            return device.overheads
+        return Overheads(layer_seconds=SMALL_KERNELS * device.launch_seconds)
 
-    def layer(self, device: DeviceType) -> float:
-        if self.layer_seconds is not None:
-            return self.layer_seconds
-        return SMALL_KERNELS * device.launch_seconds
+    def cache_bytes_per_second(self, device: DeviceType) -> float:
+        share = self.attention_read or device.memory_efficiency
+        rate = self.overheads_on(device).cache_bytes_per_second
+        return rate or share * device.memory_bandwidth_bytes_per_second
+
+    def attention_flops_per_second(self, device: DeviceType, compute: str) -> float:
+        rate = self.overheads_on(device).attention_flops_per_second
+        return rate or self.attention_math * device.effective_flops_per_second(compute)
+
+    def elementwise_bytes_per_second(self, device: DeviceType) -> float:
+        rate = self.overheads_on(device).elementwise_bytes_per_second
+        return rate or device.effective_bandwidth_bytes_per_second

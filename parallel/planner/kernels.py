@@ -24,14 +24,12 @@ class LayerKernels:
 
 @dataclass(frozen=True)
 class RankKernels:
-    """The layers of a rank's stage and how many are alike; rows of its part of the head."""
+    """The layers of a rank's stage and how many are alike; rows and columns of its part of the
+    head, and whether that is the embedding's table as well (which isn't packed)."""
 
     layers: tuple[tuple[LayerKernels, int], ...]
     head: tuple[int, int] | None
-
-    @property
-    def count(self) -> int:
-        return sum(count for _, count in self.layers)
+    shared_head: bool
 
 
 def rank_kernels(layout: Layout, rank: int) -> RankKernels:
@@ -46,7 +44,7 @@ def rank_kernels(layout: Layout, rank: int) -> RankKernels:
             known[id(block)] = _layer(layout, block, at)
         alike[known[id(block)]] += 1
     head = (layout.vocabulary(at.pp)[at.tp].size, spec.hidden) if stage.head else None
-    return RankKernels(tuple(alike.items()), head)
+    return RankKernels(tuple(alike.items()), head, stage.embedding and spec.tied_head)
 
 
 def _layer(layout: Layout, block: Block, at: Coordinates) -> LayerKernels:

@@ -150,14 +150,13 @@ class Simulation:
             request, done = self._prefilling.popleft()
             length = self._lengths[request][0]
             count = min(budget, most, length - done)
-            chunk = StepWork.prompt(count, done)
+            last = done + count == length
+            work += StepWork.prompt(count, done, last)
             budget -= count
-            if done + count == length:
+            if last:
                 first.append(request)
             else:
                 unfinished.append([request, done + count])
-                chunk = StepWork(chunk.tokens, 0, chunk.pairs, chunk.cached, 1)
-            work += chunk
         self._prefilling.extendleft(reversed(unfinished))
         self._take(work, 1)
         if decodes:

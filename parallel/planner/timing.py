@@ -55,8 +55,9 @@ class StepModel:
         replica: int = 0,
     ):
         self.layout, self.cluster, self.formats, self.replica = layout, cluster, formats, replica
-        first = cluster.device(layout.degrees.rank(0, 0, replica)).type
-        self.costs = EngineCosts.of(first) if costs is None else costs
+        self.costs = costs or EngineCosts()
+        leader = cluster.device(layout.degrees.rank(0, 0, replica)).type
+        self._host = self.costs.overheads_on(leader)
         self._stages = [_Stage(self, self._ranks(pp), pp) for pp in range(layout.degrees.pp)]
 
     def _ranks(self, pp: int) -> list[int]:
@@ -67,7 +68,7 @@ class StepModel:
         seconds = slowest = communication = imbalance = 0.0
         sent = 0
         for stage in self._stages:
-            fixed = stage.fixed(work.tokens, work.rows, work.chunks > 0)
+            fixed = stage.fixed(work.tokens, work.sequences, work.rows, work.chunks > 0)
             busy = fixed.compute + stage.attention(work) + fixed.communication
             took = max(fixed.launch, busy)
             seconds += took
@@ -75,7 +76,7 @@ class StepModel:
             communication += fixed.communication
             imbalance += fixed.imbalance
             sent = max(sent, fixed.sent)
-        host = self.costs.step_seconds + work.rows * self.costs.sequence_seconds
+        host = self._host.step(work.sequences, work.rows * self.layout.spec.vocabulary)
         return StepTime(
             seconds + host, slowest + host / len(self._stages), communication, sent, imbalance
         )
@@ -103,21 +104,21 @@ class _Stage:
         rates = [_attention_rates(model, kernels, device) for (kernels, device), _ in self._alike]
         self._pair, self._cached = max(rates)
         self._busiest = max(ranks, key=lambda r: len(layout.degrees.receivers(r)))
-        self._known: dict[tuple[int, int, bool], _Fixed] = {}
+        self._known: dict[tuple[int, int, int, bool], _Fixed] = {}
         self._calls: dict[tuple[str, int, tuple[int, ...], Launch], float] = {}
 
     def attention(self, work: StepWork) -> float:
         return self._pair * work.pairs + self._cached * work.cached
 
-    def fixed(self, tokens: int, rows: int, eager: bool) -> _Fixed:
-        key = (tokens, rows, eager)
+    def fixed(self, tokens: int, sequences: int, rows: int, eager: bool) -> _Fixed:
+        key = (tokens, sequences, rows, eager)
         if key not in self._known:
             self._known[key] = self._fixed(*key)
         return self._known[key]
 
-    def _fixed(self, tokens: int, rows: int, eager: bool) -> _Fixed:
+    def _fixed(self, tokens: int, sequences: int, rows: int, eager: bool) -> _Fixed:
         computed = [
-            (_compute_seconds(self._model, kernels, device, tokens, rows), count)
+            (_compute_seconds(self._model, kernels, device, tokens, sequences, rows), count)
             for (kernels, device), count in self._alike
         ]
         most = max(seconds for seconds, _ in computed)
@@ -151,25 +152,31 @@ class _Stage:
 
 
 def _compute_seconds(
-    model: StepModel, kernels: RankKernels, device: DeviceType, tokens: int, rows: int
+    model: StepModel,
+    kernels: RankKernels,
+    device: DeviceType,
+    tokens: int,
+    sequences: int,
+    rows: int,
 ) -> float:
     """Products and small kernels of a rank's stage."""
     formats, costs = model.formats, model.costs
+    own = costs.overheads_on(device)
     weights = formats.weights.name
     arithmetic = weights if weights == "fp8" else formats.compute.name
+    start = own.layer_seconds + sequences * own.layer_sequence_seconds
+    moved = tokens * formats.compute.bytes / costs.elementwise_bytes_per_second(device)
     seconds = products = 0.0
-    moved = formats.compute.bytes / device.effective_bandwidth_bytes_per_second
     for layer, count in kernels.layers:
         one = sum(
             device.product_seconds(tokens, out, into, weights, arithmetic)
             for out, into in layer.products
         )
         products += count * one
-        seconds += count * (tokens * layer.passes * moved + costs.layer(device))
+        seconds += count * (layer.passes * moved + start)
     if kernels.head and rows:
-        products += device.product_seconds(
-            rows, *kernels.head, formats.head.name, formats.compute.name
-        )
+        head = device.product_seconds(rows, *kernels.head, formats.head.name, formats.compute.name)
+        products += head / (own.plain_product_share if kernels.shared_head else 1.0)
     return seconds + products / costs.product_share
 
 
@@ -178,12 +185,12 @@ def _attention_rates(
 ) -> tuple[float, float]:
     """Seconds per query-key pair and per cached token."""
     costs, formats = model.costs, model.formats
-    rate = costs.attention_math * device.effective_flops_per_second(formats.compute.name)
-    share = costs.attention_read or device.memory_efficiency
-    bandwidth = share * device.memory_bandwidth_bytes_per_second
-    pair = sum(count * layer.pair_flops for layer, count in kernels.layers) / rate
-    cached = sum(count * layer.cached for layer, count in kernels.layers)
-    return pair, cached * formats.kv_cache.bytes / bandwidth
+    flops = sum(count * layer.pair_flops for layer, count in kernels.layers)
+    read = sum(count * layer.cached for layer, count in kernels.layers) * formats.kv_cache.bytes
+    return (
+        flops / costs.attention_flops_per_second(device, formats.compute.name),
+        read / costs.cache_bytes_per_second(device),
+    )
 
 
 def step_time(

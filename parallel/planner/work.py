@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parallel.instrument.clock import Count, Shape
+
 
 @dataclass(frozen=True)
 class StepWork:
-    """`tokens` computed, `rows` of them sampled.
+    """`tokens` computed for `sequences`, `rows` of them sampled.
 
     `pairs` are query-key pairs over all sequences: a decode at context c has c, a prompt of n
     tokens n(n+1)/2. `cached` are tokens whose keys and values are read, once per sequence.
-    `chunks` of prompts are among the tokens; the other sequences decode one token each."""
+    `chunks` of prompts are among the sequences; the others decode one token each."""
 
     tokens: int
+    sequences: int
     rows: int
     pairs: float
     cached: float
@@ -22,23 +25,20 @@ class StepWork:
     @staticmethod
     def decode(sequences: int, contexts: float) -> StepWork:
         """`contexts` tokens over all `sequences`."""
-        return StepWork(sequences, sequences, contexts, contexts)
+        return StepWork(sequences, sequences, sequences, contexts, contexts)
 
     @staticmethod
-    def prompt(tokens: int, before: int = 0) -> StepWork:
-        """A chunk of one prompt that attends to `before` earlier tokens as well."""
+    def prompt(tokens: int, before: int = 0, last: bool = True) -> StepWork:
+        """A chunk of one prompt that attends to `before` earlier tokens as well; the `last` one
+        gives the first token."""
         pairs = tokens * before + tokens * (tokens + 1) / 2
-        return StepWork(tokens, 1, pairs, before + tokens, 1)
-
-    @property
-    def sequences(self) -> int:
-        """Decodes and chunks. A chunk that doesn't end its prompt isn't among the rows."""
-        return max(self.rows, self.chunks, 1)
+        return StepWork(tokens, 1, int(last), pairs, before + tokens, 1)
 
     def part(self, count: int) -> StepWork:
         """One of `count` equal parts."""
         return StepWork(
             -(-self.tokens // count),
+            -(-self.sequences // count),
             -(-self.rows // count),
             self.pairs / count,
             self.cached / count,
@@ -48,8 +48,21 @@ class StepWork:
     def __add__(self, other: StepWork) -> StepWork:
         return StepWork(
             self.tokens + other.tokens,
+            self.sequences + other.sequences,
             self.rows + other.rows,
             self.pairs + other.pairs,
             self.cached + other.cached,
             self.chunks + other.chunks,
         )
+
+
+def mean_work(shape: Shape, count: Count) -> StepWork:
+    """What a step of a shape had to do in the mean."""
+    return StepWork(
+        shape.tokens,
+        shape.sequences,
+        shape.rows,
+        count.pairs / count.steps,
+        count.cached / count.steps,
+        shape.chunks,
+    )

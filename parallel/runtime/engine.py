@@ -197,4 +197,4 @@ def _shape(batch: Batch) -> tuple[Shape, Contexts]:
     chunks = sum(1 for w in batch.work if w.count > 1)
     pairs = sum(w.count * w.start + w.count * (w.count + 1) // 2 for w in batch.work)
     cached = sum(w.start + w.count for w in batch.work)
-    return Shape(batch.phase, batch.tokens, rows, chunks), Contexts(pairs, cached)
+    return Shape(batch.phase, batch.tokens, len(batch.work), rows, chunks), Contexts(pairs, cached)

@@ -17,7 +17,7 @@ from parallel.instrument.clock import StepClock
 from parallel.planner.plan import Plan
 from parallel.planner.queueing import Load
 from parallel.planner.timing import StepModel
-from parallel.planner.work import StepWork
+from parallel.planner.work import mean_work
 from parallel.requests.types import Sampling
 from parallel.runtime.job import RankJob
 from parallel.runtime.sequences import StepMessage
@@ -220,8 +220,7 @@ def predicted_costs(plan: Plan, clock: StepClock) -> Json:
     for phase, shapes in clock.phases():
         sums = dict.fromkeys(("seconds", "communication_seconds", "imbalance_seconds"), 0.0)
         for shape, count in shapes:
-            pairs, cached = count.pairs / count.steps, count.cached / count.steps
-            step = model.step(StepWork(shape.tokens, shape.rows, pairs, cached, shape.chunks))
+            step = model.step(mean_work(shape, count))
             sums["seconds"] += count.steps * max(step.seconds, batches * step.slowest_seconds)
             sums["communication_seconds"] += count.steps * step.communication_seconds
             sums["imbalance_seconds"] += count.steps * step.imbalance_seconds

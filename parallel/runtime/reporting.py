@@ -12,7 +12,7 @@ from parallel.layout.layout import Layout
 from parallel.planner.memory import kv_bytes_per_token, weight_bytes
 from parallel.planner.plan import Plan
 from parallel.planner.timing import StepModel
-from parallel.planner.work import StepWork
+from parallel.planner.work import mean_work
 from parallel.report.report import build_report
 from parallel.runtime.warmup import Peak
 from parallel.runtime.worker import Worker
@@ -52,9 +52,7 @@ def predicted_steps(plan: Plan, clock: StepClock) -> Json:
             continue
         predicted = 0.0
         for shape, count in shapes:
-            pairs, cached = count.pairs / count.steps, count.cached / count.steps
-            work = shape_work(shape, pairs, cached)
-            predicted += count.steps * model.step(work).seconds
+            predicted += count.steps * model.step(mean_work(shape, count)).seconds
         steps[phase] = {
             "predicted_seconds": predicted,
             "measured_seconds": sum(c.seconds for _, c in shapes),
