@@ -44,6 +44,10 @@ def plan(tp: int = 2, pp: int = 1, dp: int = 1, device: str = "cpu") -> Json:
         "seconds": 0.25,
         "communication_seconds": 0.05,
         "communication_bytes": 3 * MIB,
+        "communication_seconds_per_token": 0.0125,
+        "communication_bytes_per_token": 3 * MIB / 4,
+        "imbalance_seconds": 0.01,
+        "tokens": 4,
         "bubble": 0.5,
     }
     return {
@@ -81,6 +85,8 @@ def plan(tp: int = 2, pp: int = 1, dp: int = 1, device: str = "cpu") -> Json:
         "tpot_ms": 45.0,
         "tokens_per_second": 12345.6,
         "dollars_per_million_tokens": 1.5,
+        "joules_per_token": 2.25,
+        "kv_cache_requests": 12,
     }
 
 
@@ -246,7 +252,7 @@ def test_plan_table() -> None:
     text = printed(plan_tables, {"plans": [plan(2), plan(1)], "rejected": rejected})
     assert "Layouts that fit: 2" in text
     assert "Plan: tp=2 pp=1 dp=1, toy on local" in text
-    for word in ("600.00 MiB", "300.00 MiB", "3.00 MiB", "20.0%", "50%", "12345.6", "0-1"):
+    for word in ("600.00 MiB", "300.00 MiB", "768.00 KiB", "12.50 ms", "2.25 J", "20.0%", "50%", "12345.6", "0-1"):
         assert word in text
     assert "[bold]" in text and "use tp=4" in text
     assert all(len(line) <= COLUMNS for line in tables_of(text))

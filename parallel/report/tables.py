@@ -49,6 +49,8 @@ def plan_tables(plans: Json, console: Console) -> None:
     found, rejected = plans["plans"], plans.get("rejected", [])
     if len(found) > 1:
         _layouts(found, console)
+    if plans.get("choice"):
+        write_line(console, f"Chosen: {plans['choice']}")
     if found:
         best = found[0]
         write_heading(console, f"Plan: {layout_name(best)}{_on(best)}")
@@ -76,7 +78,7 @@ def report_tables(report: Json, console: Console) -> None:
 
 def _layouts(plans: Sequence[Json], console: Console) -> None:
     table = make_table(
-        "layout|ranks|per rank|KV tokens|first token|next token|tokens/s|$/M tok|Pareto",
+        "layout|ranks|per rank|KV requests|first token|next token|tokens/s|$/M tok|Pareto",
         left=1,
     )
     for plan in plans[:_PLANS_SHOWN]:
@@ -85,7 +87,7 @@ def _layouts(plans: Sequence[Json], console: Console) -> None:
             layout_name(plan),
             str(plan["world_size"]),
             format_bytes(most),
-            format_count(plan["kv_cache_tokens"]),
+            format_count(plan["kv_cache_requests"]),
             format_seconds(plan["ttft_ms"] / 1e3),
             format_seconds(plan["tpot_ms"] / 1e3),
             f"{plan['tokens_per_second']:.1f}",
@@ -126,25 +128,31 @@ def _plan_memory(plan: Json, console: Console) -> None:
 
 
 def _plan_phases(plan: Json, console: Console) -> None:
-    table = make_table("step|time|communication|share|sent by a rank|bubble", left=1)
+    table = make_table(
+        "step|tokens|time|communication|share|per token|sent per token|imbalance|bubble", left=1
+    )
     for phase in PHASES:
         step = plan[phase]
         table.add_row(
             phase,
+            str(step["tokens"]),
             format_seconds(step["seconds"]),
             format_seconds(step["communication_seconds"]),
             _share(step["communication_seconds"], step["seconds"]),
-            format_bytes(step["communication_bytes"]),
+            format_seconds(step["communication_seconds_per_token"]),
+            format_bytes(step["communication_bytes_per_token"]),
+            format_seconds(step["imbalance_seconds"]),
             f"{step['bubble']:.0%}",
         )
     write_table(console, table)
-    price = plan["dollars_per_million_tokens"]
+    price, energy = plan["dollars_per_million_tokens"], plan["joules_per_token"]
     write_line(
         console,
-        f"KV cache {plan['kv_cache_tokens']} tokens; first token "
-        f"{format_seconds(plan['ttft_ms'] / 1e3)}, next token "
+        f"KV cache {plan['kv_cache_tokens']} tokens, {plan['kv_cache_requests']} requests; first "
+        f"token {format_seconds(plan['ttft_ms'] / 1e3)}, next token "
         f"{format_seconds(plan['tpot_ms'] / 1e3)}, {plan['tokens_per_second']:.1f} tokens/s"
-        + ("" if price is None else f", {price:.3f} $ per million tokens"),
+        + ("" if price is None else f", {price:.3f} $ per million tokens")
+        + ("" if energy is None else f", {energy:.2f} J per token at full power"),
     )
 
 
