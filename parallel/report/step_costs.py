@@ -8,12 +8,13 @@ path through all stages, or as the slowest stage needs for all `b`:
 
     path = max(b · slowest stage, Σ stages)      communication = step - path
 
-The leader's host work (scheduling, messages, answers) belongs to the first stage.
+The leader's host work (scheduling, messages, answers) belongs to the first stage: what a step took
+beyond its run, or, where steps overlap, the leader's time beside runs and waiting, shared out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,8 +45,8 @@ class StepCosts:
 def step_costs(entries: Sequence[Json], phase: str) -> StepCosts | None:
     """The mean over the replicas' steps of a phase; None when there was none.
 
-    An entry is what one rank counted: `coordinates`, `muted` ({phase: {`steps`, `seconds`}}, the
-    steps without communication), and on leaders `leader`: `wall_seconds` of the run,
+    An entry is what one rank counted: `coordinates`; `run` and `muted`, its steps with and without
+    communication ({phase: {`steps`, `seconds`}}); on leaders also `leader`: `wall_seconds` in all,
     `run_seconds` of it in the worker, `reply_seconds` waiting for the last stage, and `phases`
     ({phase: {`steps`, `seconds`}}, as the engine's clock saw them)."""
     found: list[tuple[int, StepCosts]] = []
@@ -62,26 +63,32 @@ def step_costs(entries: Sequence[Json], phase: str) -> StepCosts | None:
     )
 
 
-def _replica(replica: Iterable[Json], leader: Json, phase: str) -> StepCosts:
+def _replica(replica: Sequence[Json], leader: Json, phase: str) -> StepCosts:
     stages: dict[int, list[float]] = {}
+    # A rank alone has nothing to take away: its run is its own work.
+    kind = "muted" if len(replica) > 1 else "run"
     for entry in replica:
-        alone = entry["muted"][phase]
+        alone = entry[kind][phase]
         stages.setdefault(entry["coordinates"]["pp"], []).append(alone["seconds"] / alone["steps"])
     slowest = [max(times) for _, times in sorted(stages.items())]
     compute = sum(sum(times) / len(times) for times in stages.values())
     counted = leader["phases"].values()
-    host = leader["wall_seconds"] - leader["run_seconds"] - leader["reply_seconds"]
-    host = max(0.0, host) / sum(p["steps"] for p in counted)
     in_flight = sum(p["seconds"] for p in counted) / leader["wall_seconds"]
-    busy = [slowest[0] + host, *slowest[1:]]
-    path = max(in_flight * max(busy), sum(busy))
     here = leader["phases"][phase]
     step = here["seconds"] / here["steps"]
+    if len(stages) == 1 and in_flight <= 1:
+        led = next(entry["run"][phase] for entry in replica if entry["leader"] is not None)
+        host = step - led["seconds"] / led["steps"]
+    else:
+        host = leader["wall_seconds"] - leader["run_seconds"] - leader["reply_seconds"]
+        host /= sum(p["steps"] for p in counted)
+    busy = [slowest[0] + max(0.0, host), *slowest[1:]]
+    path = max(in_flight * max(busy), sum(busy))
     return StepCosts(
         step=step,
         compute=compute,
         imbalance=sum(slowest) - compute,
-        host=host,
+        host=max(0.0, host),
         pipeline=path - sum(busy),
         communication=step - path,
     )
