@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
+from parallel.planner.activations import stage_shape, step_bytes
 from parallel.planner.formats import choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import Plan, make_plan
+from parallel.planner.tape import StepShape
+from parallel.runtime.activations import LiveTensors
 from parallel.runtime.job import RankJob
-from parallel.runtime.warmup import measure_peak
+from parallel.runtime.warmup import measure_peak, run_shape
 from parallel.runtime.worker import Worker
 from tests.engine_case import CLUSTERS
 
@@ -88,6 +92,28 @@ def peaks(
                     "held": memory.weights + memory.kv_cache,
                 }
             )
+    finally:
+        job.close()
+    return found
+
+
+def any_steps(model: str, weights: str, steps: int, seed: int) -> list[tuple[int, int]]:
+    """(predicted, measured) bytes of random steps through the whole model on one rank."""
+    limits = {"step_tokens": 40, "requests": 6, "context_tokens": 120}
+    plan = plan_of(model, Degrees(), limits, weights=weights)
+    job = RankJob(plan, 0, CpuDevice(1), MeshOptions())
+    random, found = Random(seed), []
+    try:
+        worker = ready_worker(job, plan)
+        stage = stage_shape(plan.layout, 0, plan.formats, plan.limits, plan.cluster)
+        for _ in range(steps):
+            counts = [random.choice((1, 1, random.randint(1, 9))) for _ in range(6)]
+            chunks = [(n, random.choice((n, random.randint(n, 119)))) for n in sorted(counts)]
+            shape = StepShape(tuple(chunks[: random.randint(1, 6)]), 0)
+            shape = replace(shape, rows=len(shape.chunks))
+            with LiveTensors() as live:
+                run_shape(worker, shape)
+            found.append((step_bytes(stage, shape), live.peak_bytes))
     finally:
         job.close()
     return found

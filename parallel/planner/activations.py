@@ -14,6 +14,7 @@ from parallel.architecture.spec import Block
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Coordinates
 from parallel.layout.layout import Layout
+from parallel.planner import tape_attention
 from parallel.planner.formats import Formats
 from parallel.planner.limits import EngineLimits
 from parallel.planner.memory import shares_memory
@@ -132,22 +133,37 @@ def largest_steps(limits: EngineLimits, context_tokens: int, batches: int) -> tu
     context = max(1, context_tokens - 1)
     rows = min(limits.step_tokens, -(-limits.requests // batches))
     steps = [
-        _step(limits.step_tokens, context, rows, decodes, longest)
+        _step(limits.step_tokens, context, rows, decodes, longest, cached)
         for decodes in (0, 1, rows - 1, rows)
         for longest in (context - 1, context)
+        for cached in {context, _fullest(context, rows, limits.block_tokens)}
     ]
     return tuple(dict.fromkeys(s for s in steps if s.chunks))
 
 
-def _step(tokens: int, context: int, rows: int, decodes: int, longest: int) -> StepShape:
-    """`decodes`, and chunks of prompts on what is left of the tokens, all at the full context. A
+def _step(
+    tokens: int, context: int, rows: int, decodes: int, longest: int, cached: int
+) -> StepShape:
+    """`decodes` of contexts `cached` (beside a short one, all of the context is gathered, whatever
+    the window), and chunks of prompts on what is left of the tokens, all at the full context. A
     chunk that is its whole prompt needs no mask and no cache, but there may be more of it."""
     decodes = max(0, min(decodes, rows, tokens))
-    chunks, left = [(1, context)] * decodes, tokens - decodes
+    chunks, left = [(1, cached)] * decodes, tokens - decodes
+    if decodes > 1:
+        chunks[0] = (1, 1)
     while min(left, longest) > 1 and len(chunks) < rows:
         chunks.append((min(left, longest), context))
         left -= chunks[-1][0]
     return StepShape(tuple(chunks), len(chunks))
+
+
+def _fullest(context: int, rows: int, page: int) -> int:
+    """The context whose decodes fill a gather best: contexts a little shorter than the longest may
+    leave room for one more of them."""
+    pages = max(1, tape_attention.GATHER_TOKENS // page)
+    longest = -(-context // page)
+    count = min(rows, -(-pages // longest))
+    return min(context, max(1, pages // count) * page)
 
 
 def buffer_bytes(stage: StageShape, limits: EngineLimits, context_tokens: int, batches: int) -> int:

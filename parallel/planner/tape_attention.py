@@ -70,6 +70,9 @@ def _decode(tape: Tape, block: BlockShape, contexts: tuple[int, ...], page: int)
     rows, heads = len(contexts), block.keys * block.group
     first = min(_begin(block, c) for c in contexts) // page
     pages = -(-max(contexts) // page) - first
+    if rows == 1 and block.window is not None:
+        # As the window may lie: a page more or less shouldn't depend on the context.
+        pages = min(-(-contexts[0] // page), -(-(block.window - 1) // page) + 1)
     span = pages * page
     most = max(1, GATHER_TOKENS // span)
     if rows > 1:

@@ -53,7 +53,7 @@ def warm_up(worker: Worker, device: Device) -> Peak:
     """All ranks of a replica must call it at once."""
     plan = worker.plan
     for shape in (_fresh_step(plan), _decode_step(plan)):
-        _run(worker, shape)
+        run_shape(worker, shape)
     return measure_peak(worker, device)
 
 
@@ -70,7 +70,7 @@ def measure_peak(worker: Worker, device: Device) -> Peak:
     tracker = nullcontext() if device.kind == "cuda" else LiveTensors()
     with _only(worker, typical_layers(plan.layout, worker.rank)), tracker as live:
         for shape in steps:
-            _run(worker, shape)
+            run_shape(worker, shape)
     _settle(worker, device)
     stage = stage_shape(plan.layout, worker.rank, plan.formats, plan.limits, plan.cluster)
     predicted = peak_bytes(stage, steps, plan.limits, plan.context_tokens, plan.batches)
@@ -135,7 +135,7 @@ def _attention_seconds(
     return 2 * 4 * pairs * channels / (_ATTENTION_SHARE * rate)
 
 
-def _run(worker: Worker, shape: StepShape) -> None:
+def run_shape(worker: Worker, shape: StepShape) -> None:
     """Zeros at the places of `shape`; the first row that samples asks for everything. Sequences
     share as few blocks as hold a step's tokens: a context costs no pages of the cache."""
     limits = worker.plan.limits
