@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.entry import is_first_rank, under_torchrun, world_size
 from launch.planning import decide, model_spec
 from launch.ranks import start_local_ranks
-from launch.schema import RunKeys
+from launch.schema import CalibrateCommand, RunKeys
 from parallel.conversion.resolve import resolve_model
 from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
@@ -74,7 +74,8 @@ def check_formats(plan: Plan) -> None:
 
 def show_plan(plan: Plan) -> None:
     if is_first_rank():
-        plan_tables({"plans": [plan.to_json()], "rejected": []}, make_console())
+        body = {"plans": [plan.to_json()], "rejected": [], "choice": plan.choice}
+        plan_tables(body, make_console())
         sys.stdout.flush()
 
 
@@ -83,7 +84,7 @@ def rank_numbers() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def local_threads(settings: RunKeys) -> int:
+def local_threads(settings: RunKeys | CalibrateCommand) -> int:
     """Threads of this rank: its share of the cores, unless said."""
     if settings.threads is not None:
         return settings.threads

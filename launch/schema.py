@@ -135,3 +135,14 @@ class MeasureCommand(RunKeys):
     output: str | None = None
     page: str | None = None
     picture: str | None = None
+
+
+@dataclass
+class CalibrateCommand:
+    output: str = "???"
+    budget_seconds: float = 60.0
+    ranks: list[int] | None = None
+    device: DeviceKind = DeviceKind.auto
+    threads: int | None = None
+    collectives: Collectives = Collectives.auto
+    collective_timeout_seconds: float = 120.0

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from parallel.hardware.fields import Fields
+from parallel.hardware.fields import Fields, in_unit
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,7 @@ def overheads_document(overheads: Overheads) -> dict[str, float]:
     """What `read_overheads` reads back."""
     values = asdict(overheads)
     return {
-        key: values[name] / unit for name, (key, unit) in _KEYS.items() if values[name] is not None
+        key: in_unit(values[name], unit)
+        for name, (key, unit) in _KEYS.items()
+        if values[name] is not None
     }

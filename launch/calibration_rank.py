@@ -1,0 +1,106 @@
+"""One rank of a calibration, from its environment to its exit; rank 0 writes the file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER, is_first_rank
+from launch.planning import CLUSTERS
+from launch.running import local_threads, rank_numbers
+from launch.schema import CalibrateCommand
+from launch.signals import on_termination
+from parallel.calibration.document import measured_document, write_document
+from parallel.calibration.machine import describe_host, fit_cluster
+from parallel.collectives.lifeline import end_process
+from parallel.collectives.mesh import MeshOptions
+from parallel.devices.select import select_device
+from parallel.errors import TesseraError, UserError
+from parallel.hardware.known import known_devices
+from parallel.hardware.probe import probe_local
+from parallel.runtime.calibration import measure_rank
+
+
+def run_calibration(settings: CalibrateCommand, output: Path) -> int:
+    """Other ranks may hang in native code when one fails: a failure ends the process at once."""
+    on_termination(_terminate)
+    try:
+        _run(settings, output)
+    except TesseraError as error:
+        where = "" if is_first_rank() else f"rank {os.environ['RANK']}: "
+        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_USER if isinstance(error, UserError) else EXIT_FAILED)
+    except Exception:
+        # A peer that died shows first as an error of gloo or NCCL: let the lifeline name it.
+        time.sleep(1.0)
+        traceback.print_exc()
+        os._exit(EXIT_FAILED)
+    return EXIT_DONE
+
+
+def _terminate(number: signal.Signals) -> None:
+    end_process(f"stopped by {number.name}; nothing was written" if is_first_rank() else "")
+
+
+def _run(settings: CalibrateCommand, output: Path) -> None:
+    began = time.monotonic()
+    rank, local_rank = rank_numbers()
+    ranks, local_ranks = (int(os.environ[k]) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    device = select_device(settings.device.value, local_rank, local_threads(settings))
+    device.activate()
+    seen = dict(os.environ)
+    if device.kind == "cpu":
+        seen["CUDA_VISIBLE_DEVICES"] = ""
+    machine = probe_local(local_ranks, known=known_devices(CLUSTERS / "devices"), environment=seen)
+    options = MeshOptions(settings.collectives.value, settings.collective_timeout_seconds)
+    with _progress(ranks) as advance:
+        measures = measure_rank(
+            machine, ranks, rank, device, options, settings.budget_seconds, advance
+        )
+    if rank != 0:
+        return
+    cluster, errors = fit_cluster(output.stem, measures)
+    notes = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **describe_host(),
+        "ranks": ranks,
+        "seconds": round(time.monotonic() - began, 1),
+        "spread": {key: round(value, 3) for key, value in measures[0]["spread"].items()},
+        "errors": {key: round(value, 3) for key, value in errors.items()},
+    }
+    if measures[0]["fragmentation"] is not None:
+        notes["fragmentation"] = round(max(m["fragmentation"] for m in measures), 3)
+    write_document(output, measured_document(cluster, notes))
+    print(f"{ranks} rank{'s' * (ranks > 1)} measured in {notes['seconds']:.0f} s", flush=True)
+
+
+@contextmanager
+def _progress(ranks: int) -> Iterator[Callable[[str, float], None]]:
+    """A bar on rank 0's terminal, elsewhere a line for each part; other ranks are silent."""
+    if not is_first_rank():
+        yield lambda part, share: None
+        return
+    what = f"calibrating {ranks} rank{'s' * (ranks > 1)}"
+    terminal = sys.stderr.isatty()
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+    parts: list[str] = []
+    with tqdm(total=1.0, desc=what, bar_format=form, disable=not terminal) as bar:
+
+        def advance(part: str, share: float) -> None:
+            if part not in parts:
+                parts.append(part)
+                bar.set_description(f"{what}, {part}")
+                if not terminal:
+                    print(f"{what}: {part}", file=sys.stderr, flush=True)
+            bar.update(share)
+
+        yield advance

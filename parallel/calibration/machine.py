@@ -1,0 +1,183 @@
+"""From what the ranks measured to the cluster that they are."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import parallel
+from parallel.calibration.fit import CollectivePoint, ProductPoint, fit_collectives, fit_products
+from parallel.calibration.overheads import (
+    LayerPoint,
+    StepPoint,
+    fit_layers,
+    fit_steps,
+    layer_error,
+)
+from parallel.calibration.points import rounded
+from parallel.hardware.catalogue import read_cluster
+from parallel.hardware.facts import Cluster, DeviceType, Link, Node
+from parallel.hardware.probe import LOOPBACK
+from parallel.precision import precision
+
+Json = dict[str, Any]
+_READ_ROWS = 16
+"""A product of more rows computes more than it reads."""
+_FAST_OPERATIONS = ("all_reduce", "all_gather")
+"""What shared memory carries (collectives/shared_memory.py)."""
+
+
+def fit_cluster(name: str, measures: Sequence[Json]) -> tuple[Cluster, Json]:
+    """The cluster of these ranks, and how far its figures lie from what was measured."""
+    errors: Json = {}
+    groups = [group for measure in measures[:1] for group in measure["collectives"]]
+    numbers = sorted({m["node"] for m in measures})
+    nodes = []
+    for number in numbers:
+        own = [m for m in measures if m["node"] == number]
+        (base,) = read_cluster(own[0]["machine"], name, {}).nodes
+        device, found = fit_device(base.devices[0], own)
+        errors |= {key: max(value, errors.get(key, 0.0)) for key, value in found.items()}
+        nodes.append(_joined(replace(base, devices=(device,) * len(own)), groups, errors))
+    network = None
+    if len(nodes) > 1:
+        network = _fitted(replace(LOOPBACK, kind="network"), groups, "network", None, errors)
+    return Cluster(name, tuple(nodes), network), errors
+
+
+def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, dict[str, float]]:
+    """One device for equal ranks of a host: of each measurement their median. Returns the mean
+    relative errors as well."""
+    measured = [[ProductPoint(**p) for p in m["products"]] for m in measures]
+    products = [
+        replace(points[0], seconds=median(p.seconds for p in points))
+        for points in zip(*measured, strict=True)
+    ]
+    layers = [_middle(points) for points in zip(*(_layers(m) for m in measures), strict=True)]
+    overheads = fit_layers(layers)
+    steps = [StepPoint(**p) for p in measures[0]["steps"]]
+    if steps:
+        overheads = fit_steps(steps, overheads)
+    overheads = replace(
+        overheads,
+        logit_seconds=rounded(median(m["logit_seconds"] for m in measures), 1e-9),
+        plain_product_share=rounded(median(m["plain_product_share"] for m in measures), 1.0),
+    )
+    device = replace(
+        base,
+        runtime_bytes=max(m["runtime_bytes"] for m in measures),
+        estimated=False,
+        overheads=overheads,
+    )
+    if device.kind == "cpu":
+        read = median(m["bandwidth_bytes_per_second"] for m in measures)
+        device = _with_peaks(device, products, read)
+    device = fit_products(products, device)
+    wrong = [
+        device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute) / p.seconds
+        for p in products
+    ]
+    return device, {"products": mean_off(wrong), "layers": layer_error(layers, overheads)}
+
+
+def mean_off(ratios: Sequence[float]) -> float:
+    """Mean of |predicted / measured - 1|."""
+    return sum(abs(ratio - 1) for ratio in ratios) / len(ratios)
+
+
+def _layers(measure: Json) -> list[LayerPoint]:
+    shapes = [tuple(tuple(shape) for shape in p["shapes"]) for p in measure["layers"]]
+    return [
+        LayerPoint(**{**p, "shapes": shape})
+        for p, shape in zip(measure["layers"], shapes, strict=True)
+    ]
+
+
+def _middle(points: Sequence[LayerPoint]) -> LayerPoint:
+    return replace(
+        points[0],
+        products_seconds=median(p.products_seconds for p in points),
+        attention_seconds=median(p.attention_seconds for p in points),
+        other_seconds=median(p.other_seconds for p in points),
+    )
+
+
+def _with_peaks(
+    device: DeviceType, products: Sequence[ProductPoint], read_bytes_per_second: float
+) -> DeviceType:
+    """A processor has no datasheet for some of its cores: the best that was seen is the peak."""
+    flops = dict(device.flops_per_second)
+    bandwidth = read_bytes_per_second
+    for name in {p.compute for p in products}:
+        same = [p for p in products if p.compute == name]
+        flops[name] = max(2 * p.rows * p.columns * p.inner / p.seconds for p in same)
+        width = precision(name).bytes
+        read = [width * p.columns * p.inner / p.seconds for p in same if p.rows <= _READ_ROWS]
+        bandwidth = max(bandwidth, *read)
+    return replace(
+        device,
+        memory_bandwidth_bytes_per_second=bandwidth,
+        memory_efficiency=read_bytes_per_second / bandwidth,
+        compute_efficiency=1.0,
+        flops_per_second=flops,
+    )
+
+
+def _joined(node: Node, groups: Sequence[Json], errors: Json) -> Node:
+    """The node with its links as they were measured; as they were known where nothing was."""
+    if any(g["backend"] == "nccl" for g in groups):
+        return replace(node, link=_fitted(node.link, groups, "node", "nccl", errors))
+    if not any(g["backend"] == "gloo" and g["where"] == "node" for g in groups):
+        return node
+    general = _fitted(LOOPBACK, groups, "node", "gloo", errors)
+    if not any(g["backend"] == "shared_memory" for g in groups):
+        return replace(node, link=general, general_link=None)
+    link = replace(node.link, operations=_FAST_OPERATIONS)
+    fast = _fitted(link, groups, "node", "shared_memory", errors)
+    return replace(node, link=fast, general_link=general)
+
+
+def _fitted(
+    link: Link, groups: Sequence[Json], where: str, backend: str | None, errors: Json
+) -> Link:
+    points = [
+        CollectivePoint(**p)
+        for group in groups
+        if group["where"] == where and backend in (None, group["backend"])
+        for p in group["points"]
+    ]
+    fitted = fit_collectives(points, link)
+    ratios = [
+        fitted.collective_seconds(p.operation, p.full_bytes, p.ranks, p.launch) / p.seconds
+        for p in points
+    ]
+    errors[f"{where} {backend or 'network'}"] = mean_off(ratios)
+    return fitted
+
+
+def describe_host(root: Path = Path("/")) -> Json:
+    """What the measurements belong to."""
+    return {
+        "host": platform.node(),
+        "processor": _processor(root),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": {
+            "tessera": parallel.__version__,
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _processor(root: Path) -> str:
+    try:
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,123 @@
+"""From timed layers and steps to what the runtime adds to its products (hardware/overheads.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from parallel.calibration.bench import Bench, Timing
+from parallel.calibration.points import rounded
+from parallel.devices.base import Device
+from parallel.hardware.overheads import Overheads
+from parallel.kernels.sampling import Row, sample
+from parallel.requests.types import Sampling
+
+_ROWS, _VOCABULARY = 8, 32768
+
+
+@dataclass(frozen=True)
+class LayerPoint:
+    """One layer at one shape of step: what it had to do, and the seconds of its parts. `shapes`
+    are (outputs, inputs) of its products."""
+
+    tokens: int
+    sequences: int
+    elementwise_bytes: float
+    cached_bytes: float
+    attention_flops: float
+    shapes: tuple[tuple[int, int], ...]
+    products_seconds: float
+    attention_seconds: float
+    other_seconds: float
+
+
+@dataclass(frozen=True)
+class StepPoint:
+    """What the engine added to a decode of `sequences` beside its layers, head and sampling."""
+
+    sequences: int
+    seconds: float
+
+
+def fit_layers(points: Sequence[LayerPoint]) -> Overheads:
+    """Non-negative least squares of relative errors, attention apart from all else."""
+    ones = [1.0] * len(points)
+    start, per_byte = nonnegative_fit(
+        [ones, [p.elementwise_bytes for p in points]], [p.other_seconds for p in points]
+    )
+    call, sequence, cached, flops = nonnegative_fit(
+        [
+            ones,
+            [float(p.sequences) for p in points],
+            [p.cached_bytes for p in points],
+            [p.attention_flops for p in points],
+        ],
+        [p.attention_seconds for p in points],
+    )
+    return Overheads(
+        layer_seconds=rounded(start + call, 1e-6),
+        layer_sequence_seconds=rounded(sequence, 1e-6),
+        elementwise_bytes_per_second=_rate(per_byte),
+        cache_bytes_per_second=_rate(cached),
+        attention_flops_per_second=_rate(flops),
+    )
+
+
+def fit_steps(points: Sequence[StepPoint], overheads: Overheads) -> Overheads:
+    """`overheads` with the costs of a step and of a sequence in it."""
+    start, each = nonnegative_fit(
+        [[1.0] * len(points), [float(p.sequences) for p in points]], [p.seconds for p in points]
+    )
+    return replace(
+        overheads, step_seconds=rounded(start, 1e-6), sequence_seconds=rounded(each, 1e-6)
+    )
+
+
+def layer_error(points: Sequence[LayerPoint], overheads: Overheads) -> float:
+    """Mean relative error of the fitted seconds beside products."""
+    errors = []
+    for p in points:
+        measured = p.attention_seconds + p.other_seconds
+        predicted = overheads.layer(
+            p.sequences, p.elementwise_bytes, p.cached_bytes, p.attention_flops
+        )
+        errors.append(abs(predicted / measured - 1))
+    return sum(errors) / len(errors)
+
+
+def nonnegative_fit(
+    columns: Sequence[Sequence[float]], seconds: Sequence[float]
+) -> tuple[float, ...]:
+    """Coefficients of at least 0 with which the columns add up to `seconds`, every row weighing
+    as much: the least squares over all sets of columns that come out positive."""
+    target = np.asarray(seconds, dtype=np.float64)
+    matrix = np.asarray(columns, dtype=np.float64).T / target[:, None]
+    scale = np.linalg.norm(matrix, axis=0)
+    count, best = matrix.shape[1], np.zeros(matrix.shape[1])
+    least = float(len(target))
+    for chosen in range(1, 1 << count):
+        kept = [i for i in range(count) if chosen >> i & 1 and scale[i] > 0]
+        found: Any = np.linalg.lstsq(matrix[:, kept] / scale[kept], np.ones(len(target)), None)[0]
+        if (found < 0).any():
+            continue
+        error = float(((matrix[:, kept] / scale[kept] @ found - 1) ** 2).sum())
+        if error < least:
+            least, best = error, np.zeros(count)
+            best[kept] = found / scale[kept]
+    return tuple(float(value) for value in best)
+
+
+def _rate(seconds_each: float) -> float | None:
+    return rounded(1 / seconds_each, 1e9) if seconds_each > 0 else None
+
+
+def measure_logits(bench: Bench, device: Device, budget_seconds: float) -> tuple[float, Timing]:
+    """Seconds for each logit: what follows the head's product, greedily."""
+    local = device.zeros((_ROWS, _VOCABULARY), torch.bfloat16)
+    rows = [Row(Sampling(), (), 0)] * _ROWS
+    (timing,) = bench.measure([lambda: sample(local.float(), rows)], budget_seconds)
+    return timing.seconds / (_ROWS * _VOCABULARY), timing

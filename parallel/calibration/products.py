@@ -1,0 +1,117 @@
+"""Products with a weight, in the very form that the runtime's layers call them.
+
+Weights are read from memory, as in a model: each call, whatever its rows, takes the next of several
+equal ones that together don't fit into a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import median
+
+import torch
+
+from parallel.calibration.bench import Bench, Timing
+from parallel.calibration.fit import ProductPoint
+from parallel.devices.base import Device
+from parallel.kernels.linear import Linear
+from parallel.precision import precision
+
+_MOST_COPIES = 160
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Weights [columns, inner] of one format, each with all `rows`."""
+
+    weights: str
+    shapes: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...]
+
+
+CPU_SWEEPS = (
+    Sweep(
+        "bf16",
+        (
+            (576, 576),
+            (576, 1536),
+            (960, 576),
+            (3072, 576),
+            (1024, 1024),
+            (1024, 2816),
+            (5632, 1024),
+            (4096, 4096),
+        ),
+        (1, 2, 4, 8, 16, 32, 128, 512),
+    ),
+    Sweep("fp32", ((1024, 1024), (1024, 2816), (5632, 1024)), (1, 4, 16, 128)),
+)
+CUDA_SWEEPS = tuple(
+    Sweep(
+        weights,
+        ((1024, 4096), (4096, 4096), (6144, 4096), (4096, 14336), (28672, 4096), (8192, 8192)),
+        (1, 4, 16, 64, 256, 1024, 4096),
+    )
+    for weights in ("bf16", "fp16")
+)
+PLAIN = Sweep("bf16", ((3072, 576), (5632, 1024)), (1, 4, 16))
+"""Shapes that are also tried as a table that is looked up as well: a tied head isn't packed."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """`plain_share`: the speed of plain weights beside those in the device's best form."""
+
+    points: list[ProductPoint]
+    timings: list[Timing]
+    plain_share: float
+
+
+def measure_products(
+    bench: Bench, device: Device, cold_bytes: int, budget_seconds: float
+) -> Products:
+    """`cold_bytes`: more than this rank's share of the last cache."""
+    sweeps = CPU_SWEEPS if device.kind == "cpu" else CUDA_SWEEPS
+    made = [entry for sweep in sweeps for entry in _cases(sweep, device, cold_bytes, packed=True)]
+    plain = list(_cases(PLAIN, device, cold_bytes, packed=False)) if device.kind == "cpu" else []
+    timings = bench.measure([case for _, case in made + plain], budget_seconds)
+    points = [
+        ProductPoint(rows, columns, inner, name, name, timing.seconds)
+        for ((name, rows, columns, inner), _), timing in zip(made, timings, strict=False)
+    ]
+    best = {facts: t.seconds for (facts, _), t in zip(made, timings, strict=False)}
+    shares = [
+        best[facts] / timing.seconds
+        for (facts, _), timing in zip(plain, timings[len(made) :], strict=True)
+    ]
+    return Products(points, timings, min(1.0, median(shares)) if shares else 1.0)
+
+
+_Facts = tuple[str, int, int, int]
+
+
+def _cases(
+    sweep: Sweep, device: Device, cold_bytes: int, packed: bool
+) -> Iterator[tuple[_Facts, Callable[[], object]]]:
+    dtype = getattr(torch, precision(sweep.weights).torch)
+    for columns, inner in sweep.shapes:
+        size = columns * inner * dtype.itemsize
+        copies = max(2, min(_MOST_COPIES, -(-cold_bytes // size)))
+        linears = [_linear(device, columns, inner, dtype, packed) for _ in range(copies)]
+        turns = cycle(linears)
+        for rows in sweep.rows:
+            x = device.empty((rows, inner), dtype).fill_(0.01)
+            yield (sweep.weights, rows, columns, inner), _product(turns, x)
+
+
+def _linear(device: Device, columns: int, inner: int, dtype: torch.dtype, packed: bool) -> Linear:
+    linear = Linear(device.empty((columns, inner), dtype).fill_(0.01), None)
+    if packed:
+        linear.pack(device)
+    return linear
+
+
+def _product(turns: Iterator[Linear], x: torch.Tensor) -> Callable[[], object]:
+    return lambda: next(turns)(x)

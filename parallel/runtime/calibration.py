@@ -1,0 +1,188 @@
+"""What one rank measures for calibration, together with all others, and what they make of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from parallel.calibration.bench import Bench, Peers, Timing
+from parallel.calibration.collectives import (
+    GENERAL_OPERATIONS,
+    Measured,
+    group_sizes,
+    make_group,
+    measure_eager,
+    measure_graph,
+)
+from parallel.calibration.memory import cold_bytes, measure_read
+from parallel.calibration.overheads import measure_logits
+from parallel.calibration.products import measure_products
+from parallel.collectives.mesh import MeshOptions
+from parallel.devices.base import Device
+from parallel.hardware.facts import Cluster
+from parallel.hardware.writing import cluster_document
+from parallel.runtime.job import RankJob
+from parallel.runtime.layer_timing import measure_layers
+from parallel.runtime.rehearsal import RandomWorker
+from parallel.runtime.step_timing import measure_steps, step_plan
+
+Json = dict[str, Any]
+Advance = Callable[[str, float], None]
+SHARES = {
+    "memory": 0.03,
+    "products": 0.4,
+    "logits": 0.02,
+    "layers": 0.3,
+    "collectives": 0.2,
+    "steps": 0.05,
+}
+"""Of the time allowed; each takes longer where three rounds do."""
+
+
+def measure_rank(
+    cluster: Cluster,
+    ranks: int,
+    rank: int,
+    device: Device,
+    options: MeshOptions,
+    budget_seconds: float,
+    advance: Advance,
+) -> list[Json]:
+    """Measures of all ranks, on each of them. `cluster` is the machine as it is known before;
+    `advance` is told what is measured, and the share of the whole that is done."""
+    job = RankJob(step_plan(ranks, cluster), rank, device, options, make_worker=RandomWorker)
+    try:
+        job.load(lambda _: None)
+        measures = _Measures(job, cluster, budget_seconds, advance).all()
+        return job.mesh.exchange.collect("calibration/measures", measures)
+    finally:
+        job.close()
+
+
+class _Measures:
+    def __init__(self, job: RankJob, cluster: Cluster, budget_seconds: float, advance: Advance):
+        self.job, self.cluster, self.device = job, cluster, job.device
+        self._seconds, self._advance = budget_seconds, advance
+        self.peers = Peers(job.mesh.exchange)
+        self.node = int(os.environ.get("GROUP_RANK", "0"))
+        self.nodes: list[int] = self.peers.gather(self.node)
+
+    def all(self) -> Json:
+        steps = measure_steps(self.job, self.peers, self._progress("steps"))
+        cold = cold_bytes(self.device, self.nodes.count(self.node))
+        bandwidth, read = measure_read(
+            self._bench("memory"), self.device, cold, self._budget("memory")
+        )
+        products = measure_products(
+            self._bench("products"), self.device, cold, self._budget("products")
+        )
+        logit_seconds, logits = measure_logits(
+            self._bench("logits"), self.device, self._budget("logits")
+        )
+        layers = measure_layers(
+            self.device,
+            self.peers,
+            self.cluster,
+            cold,
+            self._budget("layers"),
+            self._progress("layers"),
+        )
+        groups = list(self._groups())
+        return {
+            "node": self.node,
+            "machine": cluster_document(self.cluster),
+            "bandwidth_bytes_per_second": bandwidth,
+            "products": [asdict(p) for p in products.points],
+            "plain_product_share": products.plain_share,
+            "logit_seconds": logit_seconds,
+            "layers": [asdict(p) for p in layers],
+            "steps": [asdict(p) for p in steps],
+            "collectives": groups,
+            "runtime_bytes": self.job.runtime_bytes,
+            "fragmentation": self._fragmentation(),
+            "spread": {
+                "memory": read.spread,
+                "products": _spread(products.timings),
+                "logits": logits.spread,
+                **{f"{g['where']} {g['backend']}": g["spread"] for g in groups},
+            },
+        }
+
+    def _fragmentation(self) -> float | None:
+        """The share of what the allocator keeps that no tensor ever had; None on CPU."""
+        if self.device.kind == "cpu":
+            return None
+        memory = self.device.memory_statistics()
+        return 1 - memory.peak_allocated_bytes / memory.reserved_bytes
+
+    def _groups(self) -> list[Json]:
+        """The whole mesh as the runtime made it; then groups within the first node by size, and
+        groups of one rank for each node."""
+        found: list[Json] = []
+        world = len(self.nodes)
+        if world < 2:
+            self._progress("collectives")(1.0)
+            return found
+        own = self.nodes.count(0)
+        wanted = [("node", list(range(size))) for size in group_sizes(own)]
+        firsts = [self.nodes.index(n) for n in range(max(self.nodes) + 1)]
+        wanted += [("network", firsts[:size]) for size in group_sizes(len(firsts))]
+        shared = self.job.mesh.tp.backend == "shared_memory"
+        share = 1 / (len(wanted) + shared)
+        if shared:
+            bench = self._bench("collectives", share)
+            operations = ("all_reduce", "all_gather")
+            budget = share * self._budget("collectives")
+            tp = self.job.mesh.tp
+            found.append(_group("node", measure_eager(bench, tp, self.device, operations, budget)))
+        for where, ranks in wanted:
+            found += self._general(where, ranks, share)
+            self.peers.align()
+        return found
+
+    def _general(self, where: str, ranks: list[int], share: float) -> list[Json]:
+        group = make_group(ranks, self.job.rank, self.device)
+        if group is None:
+            return []
+        bench = Bench(
+            self.device,
+            self.peers.among(f"{where} {len(ranks)}", ranks),
+            self._progress("collectives", share),
+        )
+        budget = share * self._budget("collectives")
+        found = [
+            _group(
+                where,
+                measure_eager(bench, group.communicator, self.device, GENERAL_OPERATIONS, budget),
+            )
+        ]
+        if self.device.kind == "cuda":
+            graph = measure_graph(bench, group, self.device, budget)
+            found += [] if graph is None else [_group(where, graph)]
+        group.communicator.close()
+        return found
+
+    def _budget(self, part: str) -> float:
+        return SHARES[part] * self._seconds
+
+    def _bench(self, part: str, share: float = 1.0) -> Bench:
+        return Bench(self.device, self.peers, self._progress(part, share))
+
+    def _progress(self, part: str, share: float = 1.0) -> Callable[[float], None]:
+        return lambda done: self._advance(part, done * share * SHARES[part])
+
+
+def _group(where: str, measured: Measured) -> Json:
+    return {
+        "where": where,
+        "backend": measured.backend,
+        "points": [asdict(p) for p in measured.points],
+        "spread": _spread(measured.timings),
+    }
+
+
+def _spread(timings: list[Timing]) -> float:
+    """The mean over the cases."""
+    return sum(t.spread for t in timings) / max(len(timings), 1)

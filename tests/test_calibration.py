@@ -1,0 +1,217 @@
+"""From measurements to facts: overheads of layers and steps, and what a number of ranks gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.calibration.bench import Timing, lower_quartile
+from parallel.calibration.collectives import group_sizes
+from parallel.calibration.document import by_ranks_document, measured_document, write_document
+from parallel.calibration.memory import last_cache_bytes
+from parallel.calibration.overheads import (
+    LayerPoint,
+    StepPoint,
+    fit_layers,
+    fit_steps,
+    layer_error,
+    nonnegative_fit,
+)
+from parallel.errors import ConfigError, HardwareError
+from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.overheads import Overheads, overheads_document, read_overheads
+from tests.specs import toy_cluster, toy_device
+
+CLUSTERS = Path(__file__).parents[1] / "configs" / "clusters"
+NOTES = {
+    "date": "2026-01-02",
+    "host": "box",
+    "processor": "toy",
+    "system": "Linux",
+    "versions": {"torch": "2"},
+    "seconds": 2.0,
+    "ranks": 1,
+}
+
+
+# ------------------------------------------------------------------------------------ timings
+
+
+def test_what_disturbs_a_measurement_only_adds_to_it() -> None:
+    timing = Timing.of([1.0, 9.0, 1.0, 2.0, 1.2])
+    assert timing.seconds == 1.0 and timing.rounds == 5
+    assert timing.spread == pytest.approx(1.0)
+    assert lower_quartile([3.0]) == 3.0
+    assert lower_quartile([1.0, 2.0, 3.0, 4.0]) == 1.5
+
+
+def test_groups_are_powers_of_two_and_all() -> None:
+    assert [group_sizes(n) for n in (1, 2, 6, 8)] == [(), (2,), (2, 4, 6), (2, 4, 8)]
+
+
+def test_last_cache(tmp_path: Path) -> None:
+    for index, size in enumerate(("32K", "1024K", "96M")):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        folder.mkdir(parents=True)
+        (folder / "size").write_text(f"{size}\n")
+    assert last_cache_bytes(tmp_path) == 96 << 20
+
+
+# --------------------------------------------------------------------------------------- fits
+
+
+@given(
+    st.lists(st.floats(0.0, 1e3), min_size=3, max_size=3),
+    st.integers(0, 2),
+)
+def test_a_sum_of_parts_is_taken_apart(parts: list[float], absent: int) -> None:
+    parts[absent] = 0.0
+    columns = [[1.0] * 6, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0], [1.0, 0.0, 5.0, 1.0, 0.0, 2.0]]
+    seconds = [
+        1e-3 + sum(p * c for p, c in zip(parts, row, strict=True))
+        for row in zip(*columns, strict=True)
+    ]
+    found = nonnegative_fit(columns, seconds)
+    assert all(value >= 0 for value in found)
+    sums = [
+        sum(f * c for f, c in zip(found, row, strict=True)) for row in zip(*columns, strict=True)
+    ]
+    assert sums == pytest.approx(seconds, rel=1e-4)
+
+
+TRUE = Overheads(
+    layer_seconds=100e-6,
+    layer_sequence_seconds=5e-6,
+    elementwise_bytes_per_second=8e9,
+    cache_bytes_per_second=10e9,
+    attention_flops_per_second=60e9,
+    step_seconds=400e-6,
+    sequence_seconds=20e-6,
+)
+
+
+def layer_point(tokens: int, sequences: int, context: int) -> LayerPoint:
+    moved, cached = 4e4 * tokens, 768.0 * sequences * context
+    pairs = tokens * context if tokens == sequences else tokens * (tokens + 1) / 2
+    flops = 2304.0 * pairs
+    attention = 40e-6 + 5e-6 * sequences + cached / 10e9 + flops / 60e9
+    return LayerPoint(
+        tokens, sequences, moved, cached, flops, ((1, 1),), 1e-3, attention, 60e-6 + moved / 8e9
+    )
+
+
+def test_overheads_are_found_again() -> None:
+    points = [layer_point(s, s, c) for s in (1, 4, 16) for c in (128, 1024)]
+    points += [layer_point(n, 1, n) for n in (16, 128, 512)]
+    found = fit_layers(points)
+    steps = [StepPoint(n, 400e-6 + 20e-6 * n) for n in (1, 4, 16)]
+    assert overheads_document(fit_steps(steps, found)) == pytest.approx(
+        overheads_document(TRUE), rel=2e-3
+    )
+    assert layer_error(points, found) < 1e-3
+
+
+def test_seconds_of_a_layer_and_of_a_step() -> None:
+    assert TRUE.layer(2, 8e3, 1e4, 6e4) == pytest.approx(113e-6)
+    assert TRUE.step(3, 1000) == pytest.approx(460e-6)
+    assert Overheads().layer(5, 1e9, 1e9, 1e9) == Overheads().step(5, 10) == 0.0
+
+
+@given(
+    st.builds(
+        Overheads,
+        layer_seconds=st.floats(0, 1),
+        elementwise_bytes_per_second=st.none() | st.floats(1e6, 1e13),
+        logit_seconds=st.floats(0, 1e-3),
+        plain_product_share=st.floats(0.01, 1),
+    )
+)
+def test_overheads_are_read_back(overheads: Overheads) -> None:
+    found = read_overheads(overheads_document(overheads), "here")
+    assert overheads_document(found) == pytest.approx(overheads_document(overheads))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"layer_seconds": 1}, "unknown key 'layer_seconds'"),
+        ({"layer_microseconds": -1}, "must be 0 or more"),
+        ({"cache_gb_per_second": 0}, "must be more than 0"),
+        (3, "expected a mapping"),
+    ],
+)
+def test_bad_overheads_are_refused(value: object, words: str) -> None:
+    with pytest.raises(HardwareError, match=words):
+        read_overheads(value, "here")
+
+
+# ----------------------------------------------------------------------------------- documents
+
+
+def described(ranks: int) -> dict[str, Any]:
+    device = toy_device(8.0 / ranks, threads=4 / ranks)
+    return measured_document(toy_cluster(*[device] * ranks), {**NOTES, "ranks": ranks})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "here.yaml"
+    write_document(path, by_ranks_document({n: described(n) for n in (1, 4)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ranks", "devices", "threads", "gib"),
+    [(1, 1, 4, 8), (4, 4, 1, 2), (None, 4, 1, 2), (2, 2, 1, 4)],
+)
+def test_a_number_of_ranks_gets_its_description(
+    file: Path, ranks: int | None, devices: int, threads: float, gib: float
+) -> None:
+    """In between: the devices of the next larger number, which share all of the memory."""
+    cluster = load_cluster(file, CLUSTERS, ranks)
+    assert cluster.name == "here" and cluster.device_count == devices
+    assert {d.type.threads for d in cluster.devices} == {threads}
+    assert {d.type.memory_bytes for d in cluster.devices} == {gib * 2**30}
+
+
+def test_more_ranks_than_were_measured_are_refused(file: Path) -> None:
+    with pytest.raises(HardwareError, match=r"describes 1, 4 ranks and 5 .*ranks=\[1, 4, 5\]"):
+        load_cluster(file, CLUSTERS, 5)
+
+
+def test_what_is_said_once(file: Path) -> None:
+    body = yaml.safe_load(file.read_text())
+    assert body["calibration"]["host"] == "box" and body["calibration"]["seconds"] == 4.0
+    assert body["by_ranks"][4]["calibration"] == {"seconds": 2.0, "ranks": 4}
+    assert [p.name for p in file.parent.iterdir()] == ["here.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("by_ranks: 3", "expected a mapping from numbers"),
+        ("by_ranks: {}", "is missing|expected a mapping"),
+        ("by_ranks: {two: {}}", "'two' is not a number of ranks"),
+        ("by_ranks: {0: {}}", "0 is not a number of ranks"),
+        ("by_ranks: {1: {by_ranks: {1: {}}}}", "can't be within another"),
+        ("{by_ranks: {1: {}}, probe: true}", "stands alone"),
+        ("by_ranks: {1: {nodes: []}}", r"by_ranks\.1\.nodes: expected a list"),
+    ],
+)
+def test_bad_descriptions_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(HardwareError, match=words):
+        load_cluster(path, CLUSTERS)
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "taken.yaml").mkdir()
+    with pytest.raises(ConfigError, match="output="):
+        write_document(tmp_path / "taken.yaml", described(1))
+    assert [p.name for p in tmp_path.iterdir()] == ["taken.yaml"]
