@@ -36,6 +36,8 @@ class Plan:
     chunk_tokens: int
     batch: int
     pareto: bool = False
+    choice: str = ""
+    """Why a search put it first."""
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -185,8 +187,9 @@ class Plan:
             "bubble": self.bubble,
         }
 
-    def marked(self, pareto: bool) -> Plan:
-        other = replace(self, pareto=pareto)
+    def marked(self, **marks: Any) -> Plan:
+        """The same with `pareto` or `choice` set."""
+        other = replace(self, **marks)
         # What was simulated holds for it as well.
         vars(other)["load"] = self.load
         return other

@@ -35,6 +35,10 @@ class Wanted:
     stage_tp: tuple[int, ...] | None = None
     """Given where stages differ in tp: `tp` and `pp` are then its largest and its length."""
 
+    @property
+    def decided(self) -> bool:
+        return None not in (self.tp, self.pp, self.dp)
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -74,7 +78,7 @@ class Outcome:
     def best(self) -> Plan:
         """Raises the error of the first rejection when there is no plan."""
         if self.plans:
-            return self.plans[0]
+            return self.plans[0].marked(choice=self.choice)
         if not self.rejected:
             raise LayoutError(
                 "no tp, pp and dp that the model can take have the product asked for; start "
@@ -134,7 +138,7 @@ class Planner:
         for formats in (self.formats, *self.other_formats):
             replace(self, formats=formats)._search(wanted, plans, rejected)
         plans.sort(key=self.targets.order)
-        return Outcome(_mark_pareto(plans), tuple(rejected), self._choice(plans))
+        return Outcome(_mark_pareto(plans), tuple(rejected), self._choice(plans, wanted))
 
     def _search(self, wanted: Wanted, plans: list[Plan], rejected: list[Rejected]) -> None:
         for degrees in self._candidates(wanted):
@@ -150,16 +154,19 @@ class Planner:
             else:
                 rejected.append(Rejected(degrees, *missed, self.formats))
 
-    def _choice(self, plans: Sequence[Plan]) -> str:
-        if not plans:
+    def _choice(self, plans: Sequence[Plan], wanted: Wanted) -> str:
+        """Nothing where the user left nothing to choose."""
+        if not plans or wanted.decided:
             return ""
         goal, best = OBJECTIVES[self.targets.objective], plans[0]
+        of = "" if wanted.world_size is None else f" of {wanted.world_size} ranks"
         if len(plans) == 1:
-            return f"{best.layout.degrees}: the only layout that is legal and fits"
+            return f"{best.layout.degrees}: the only layout{of} that is legal and fits"
         second = plans[1]
         return (
-            f"{best.layout.degrees}: {goal} of {len(plans)} layouts, {self.targets.figure(best)}; "
-            f"next is {second.layout.degrees} with {self.targets.figure(second)}"
+            f"{best.layout.degrees}: {goal} of {len(plans)} layouts{of}, "
+            f"{self.targets.figure(best)}; next is {second.layout.degrees} with "
+            f"{self.targets.figure(second)}"
         )
 
     def _candidates(self, wanted: Wanted) -> Iterator[Degrees]:
@@ -267,4 +274,4 @@ def _mark_pareto(plans: list[Plan]) -> tuple[Plan, ...]:
             for q in points
         )
 
-    return tuple(p.marked(not beaten(i)) for i, p in enumerate(plans))
+    return tuple(p.marked(pareto=not beaten(i)) for i, p in enumerate(plans))
