@@ -16,7 +16,7 @@ from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
-from parallel.planner.activations import stage_shape, step_bytes
+from parallel.planner.activations import activation_bytes, in_time, stage_shape, step_bytes
 from parallel.planner.formats import choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import Plan, make_plan
@@ -82,6 +82,9 @@ def peaks(
             worker = ready_worker(job, plan)
             peak = measure_peak(worker, device)
             memory = plan.memory[rank]
+            stage = stage_shape(plan.layout, rank, plan.formats, plan.limits, plan.cluster)
+            late = activation_bytes(stage, plan.limits, plan.context_tokens, plan.batches)
+            late -= activation_bytes(in_time(stage), plan.limits, plan.context_tokens, plan.batches)
             found.append(
                 {
                     "weights": worker.weights.bytes - memory.weights,
@@ -89,6 +92,7 @@ def peaks(
                     "planned": memory.activations,
                     "predicted": peak.predicted,
                     "measured": peak.measured,
+                    "late": late,
                     "held": memory.weights + memory.kv_cache,
                 }
             )

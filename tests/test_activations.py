@@ -17,13 +17,14 @@ from tests.rank_pool import RankPool
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 
 
-def check(found: list[list[dict[str, int]]], tp: int) -> Iterator[dict[str, int]]:
-    """Weights and cache exact; activations never more than predicted. gloo's thread lets a tensor
-    go when it gets to it, and that may be after its last use: there they may be fewer."""
+def check(found: list[list[dict[str, int]]]) -> Iterator[dict[str, int]]:
+    """Weights and cache exact, activations within 5 %, but for `late`: gloo's thread lets one go
+    when it gets to it, and that may be after its last use. Never more than predicted."""
     for f in (f for rank in found for f in rank):
         assert (f["weights"], f["kv_cache"]) == (0, 0)
         assert f["planned"] == f["predicted"]
-        assert f["measured"] <= f["predicted"] <= (1.001 if tp == 1 else 1.3) * f["measured"]
+        assert f["predicted"] - f["late"] <= 1.05 * f["measured"]
+        assert f["measured"] <= f["predicted"]
         yield f
 
 
@@ -38,10 +39,9 @@ def test_peak_of_real_models(pool: RankPool, model: str, tp: int, pp: int) -> No
         }
         for batch, prompt in product((1, 4, 16), (128, 1024))
     ]
-    check(
-        pool.run("tests.activation_cases:peaks", tp * pp, degrees=[tp, pp], cases=cases),
-        tolerance(tp),
-    )
+    found = pool.run("tests.activation_cases:peaks", tp * pp, degrees=[tp, pp], cases=cases)
+    for f in check(found):
+        assert f["held"] + f["predicted"] <= 1.03 * (f["held"] + f["measured"])
 
 
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
@@ -58,7 +58,7 @@ def test_peak_of_every_family(
         for name in CONFIGS
     ]
     found = pool.run("tests.activation_cases:peaks", tp * pp, degrees=[tp, pp], cases=cases)
-    assert len(list(check(found, tp))) == len(CONFIGS) * tp * pp
+    assert len(list(check(found))) == len(CONFIGS) * tp * pp
 
 
 @pytest.mark.parametrize("name", CONFIGS)

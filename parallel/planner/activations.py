@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from parallel.architecture.spec import Block
@@ -31,7 +31,8 @@ def kept_sends(batches: int) -> int:
 class StageShape:
     """A rank's stage: its distinct blocks in the order of their first, and how often each comes.
 
-    `late`: what gloo has summed may live until its thread lets it go, after its last use.
+    `late`: what gloo has summed or gathered lives until its thread lets it go, which may be after
+    its last use.
     Of earlier steps `sent` hidden states are kept at most. `on_host`: the host's memory is the
     device's. Stages whose facts are equal have equal peaks."""
 
@@ -59,6 +60,7 @@ def stage_shape(
         blocks[_block_shape(layout, block, at)] += count
     shared_memory = shares_memory(layout, rank, cluster)
     on_host = cluster.device(rank).type.kind == "cpu"
+    late = on_host and degrees.tp_of(at.pp) > 1 and not shared_memory
     head = None
     if stage.head:
         rows = [piece.size for piece in layout.vocabulary(at.pp)]
@@ -68,6 +70,7 @@ def stage_shape(
             vocabulary=spec.vocabulary,
             ranks=len(rows),
             shared_memory=shared_memory,
+            late=late,
             samples=at.tp == 0,
             rms=spec.final_norm.kind == "rms",
         )
@@ -78,7 +81,7 @@ def stage_shape(
         blocks=tuple(blocks.items()),
         embeds=stage.embedding,
         splits=degrees.tp_of(at.pp) > 1,
-        late=on_host and degrees.tp_of(at.pp) > 1 and not shared_memory,
+        late=late,
         positions=spec.positions is not None,
         sent=kept_sends(limits.batches or degrees.pp) if degrees.receivers(rank) else 0,
         head=head,
@@ -102,6 +105,12 @@ def _block_shape(layout: Layout, block: Block, at: Coordinates) -> BlockShape:
         columns=layout.columns(feed_forward.width, at).size,
         gated=feed_forward.gated,
     )
+
+
+def in_time(stage: StageShape) -> StageShape:
+    """The same when gloo's thread lets everything go at once."""
+    head = None if stage.head is None else replace(stage.head, late=False)
+    return replace(stage, late=False, head=head)
 
 
 @lru_cache(maxsize=4096)

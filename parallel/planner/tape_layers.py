@@ -110,13 +110,15 @@ def embed(tape: Tape, tokens: int, hidden: int, split: bool, positions: bool) ->
 @dataclass(frozen=True)
 class HeadShape:
     """Vocabulary rows of this rank, of the rank that has most, and of all `ranks` of the axis.
-    `shared_memory` says how they are gathered; `samples`, whether this rank draws the tokens."""
+    `shared_memory` says how they are gathered, `late` whether what was sent may live on after it;
+    `samples`, whether this rank draws the tokens."""
 
     local: int
     widest: int
     vocabulary: int
     ranks: int
     shared_memory: bool
+    late: bool
     samples: bool
     rms: bool
 
@@ -134,11 +136,13 @@ def logits(tape: Tape, hidden: int, head: HeadShape, rows: int) -> None:
     staged = 0
     if head.ranks > 1:
         if not head.shared_memory:
-            # What went through gloo may be let go by its thread late, after its last use.
             staged = tape.take((1 + head.ranks) * rows * head.widest * _FLOAT)
         whole = tape.take(rows * head.vocabulary * _FLOAT)
         tape.give(result)
         result = whole
+        if not head.late:
+            tape.give(staged)
+            staged = 0
     tape.give(normed)
     if head.samples:
         _sample_row(tape, head.vocabulary)
