@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from os import getloadavg
 from typing import Any
 
 import parallel
@@ -98,7 +97,7 @@ def _environment(found: Json) -> Json:
         "device": found["device"],
         "axes": found["axes"],
         "cores": usable_cores(),
-        "load_average": getloadavg()[0],
+        "load_average_before": found["load_average"],
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "numpy")},
         "tessera": parallel.__version__,

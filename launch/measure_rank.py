@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from os import getloadavg
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def measure_on_rank(
     from parallel.runtime.measuring import RecordingWorker, measure
 
     check_workload(plan)
+    load = getloadavg()[0]
 
     def say(what: str) -> None:
         if is_first_rank():
@@ -67,7 +69,8 @@ def measure_on_rank(
     def work(job: RankJob, host: Host | None) -> None:
         found = measure(job, settings.repeats, say)
         if found is not None:
-            done({**found, "axes": job.mesh.describe(), "device": job.device.name})
+            where = {"axes": job.mesh.describe(), "device": job.device.name}
+            done({**found, **where, "load_average": load})
 
     return run_rank(settings, directory, plan, Host, work, RecordingWorker)
 

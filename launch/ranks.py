@@ -12,9 +12,9 @@ from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
 
 def start_local_ranks(script: Path, count: int, after_signal: int, more: Sequence[str] = ()) -> int:
-    """Runs `script` with this process's arguments and `more` as `count` ranks. Returns the exit code: 0 when
-    all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a signal ended
-    the run."""
+    """Runs `script` with this process's arguments and `more` as `count` ranks. Returns the exit
+    code: 0 when all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a
+    signal ended the run."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -4,7 +4,7 @@ went."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from parallel.report.figure import Figure, scaled
@@ -71,10 +71,14 @@ class Side:
         return layout_name(self.plan)
 
     def memory(self, rank: int, cause: str) -> Figure:
-        planned = self.plan["ranks"][rank]["memory_bytes"].get(cause)
+        """Where it was run, both of the same steps."""
         if self.report is None:
-            return Figure(planned)
-        return Figure(planned, self.report["ranks"][rank]["memory_bytes"][cause]["measured"])
+            return Figure(self.plan["ranks"][rank]["memory_bytes"][cause])
+        found = self.report["ranks"][rank]["memory_bytes"][cause]
+        return Figure(found["predicted"], found["measured"])
+
+    def as_planned(self) -> Side:
+        return replace(self, report=None)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -80,7 +80,8 @@ def trade_off(
     saved: tuple[Saved, ...] = ()
     speed_up = None
     if baseline is not None:
-        saved = tuple(_saved(layout, baseline, rank["rank"]) for rank in layout.plan["ranks"])
+        alike = layout if baseline.report is not None else layout.as_planned()
+        saved = tuple(_saved(alike, baseline, rank["rank"]) for rank in layout.plan["ranks"])
         speed_up = layout.tokens_per_second.over(baseline.tokens_per_second)
     verdict = decide(
         _timed(layout), None if baseline is None else _timed(baseline), candidates, objective

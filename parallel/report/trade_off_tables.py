@@ -113,9 +113,7 @@ def _steps(phases: Json, console: Console) -> None:
 
 def _speed(body: Json, console: Console) -> None:
     layout, baseline = body["layout"], body["baseline"]
-    table = make_table(
-        "|layout: predicted|measured|error|baseline: predicted|measured|error", left=1
-    )
+    table = make_table("|predicted|measured|error|baseline predicted|measured|error", left=1, gap=1)
     for key, title, shown in (
         ("ttft_ms", "time to first token", _ms),
         ("tpot_ms", "time per output token", _ms),

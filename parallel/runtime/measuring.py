@@ -72,7 +72,7 @@ class ClosedLoop:
 
     def __init__(self, load: Load, vocabulary: int, context_tokens: int):
         self._load, self._vocabulary, self._context = load, vocabulary, context_tokens
-        self._total = load.concurrency * load.rounds
+        self._total = round(load.concurrency * load.rounds)
         self._inbox: deque[Json] = deque()
         self._sent = self._done = 0
         self._arrived: list[float] = []
