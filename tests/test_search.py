@@ -163,7 +163,8 @@ def test_every_layout_is_planned_or_rejected() -> None:
     assert outcome.plans and outcome.rejected
     speeds = [(-p.tokens_per_second, p.layout.degrees.world_size) for p in outcome.plans]
     assert speeds == sorted(speeds)
-    assert outcome.best() is outcome.plans[0]
+    assert outcome.best() == outcome.plans[0].marked(choice=outcome.choice)
+    assert outcome.choice.startswith(f"{outcome.plans[0].layout.degrees}: most tokens per second")
 
 
 def test_only_the_ranks_that_were_started() -> None:
