@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 
 from launch.entry import CONFIGS
-from launch.schema import PlanKeys
+from launch.schema import Collectives, PlanKeys, RunKeys
 from parallel.architecture.checkpoint import load_spec
 from parallel.architecture.spec import ModelSpec
 from parallel.conversion.default_model import DEFAULT_MODEL
 from parallel.conversion.resolve import is_default, resolve_config
 from parallel.errors import LayoutError
 from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
 from parallel.planner.formats import Formats, choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
@@ -38,7 +39,7 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
     asked = world_size or _product(settings)
     return Planner(
         spec,
-        load_cluster(settings.cluster, CLUSTERS, ranks=asked),
+        _cluster(settings, asked),
         choose_formats(
             spec,
             settings.precision.weights,
@@ -48,10 +49,27 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
         EngineLimits(**asdict(settings.engine)),
         Workload(**asdict(settings.workload)),
         Budget(settings.memory_gib, settings.memory_share),
-        cache(partial(load_cluster, settings.cluster, CLUSTERS)),
+        cache(partial(_cluster, settings)),
         _targets(settings),
         _other_formats(settings, spec),
     )
+
+
+def _cluster(settings: PlanKeys, ranks: int | None) -> Cluster:
+    """A run over gloo alone is planned so: in time, and in what its collectives hold."""
+    cluster = load_cluster(settings.cluster, CLUSTERS, ranks=ranks)
+    gloo = isinstance(settings, RunKeys) and settings.collectives is Collectives.gloo
+    return without_shared_memory(cluster) if gloo else cluster
+
+
+def without_shared_memory(cluster: Cluster) -> Cluster:
+    nodes = [
+        replace(n, link=n.general_link, general_link=None)
+        if n.link.kind == "shared_memory" and n.general_link is not None
+        else n
+        for n in cluster.nodes
+    ]
+    return replace(cluster, nodes=tuple(nodes))
 
 
 def _targets(settings: PlanKeys) -> Targets:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from launch.planning import without_shared_memory
 from parallel.architecture.checkpoint import load_spec
 from parallel.collectives.mesh import MeshOptions
 from parallel.devices.cpu import CpuDevice
 from parallel.hardware.catalogue import load_cluster
-from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.activations import activation_bytes, in_time, stage_shape, step_bytes
@@ -42,17 +42,12 @@ def plan_of(
     cluster = load_cluster("local", CLUSTERS, ranks=degrees.world_size)
     return make_plan(
         Layout.make(spec, degrees, stages, heads),
-        cluster if shared_memory else over_gloo(cluster),
+        cluster if shared_memory else without_shared_memory(cluster),
         choose_formats(spec, weights),
         EngineLimits(**limits),
         Workload(16, 16, 1),
         Budget(8.0),
     )
-
-
-def over_gloo(cluster: Cluster) -> Cluster:
-    nodes = [replace(n, link=n.general_link or n.link, general_link=None) for n in cluster.nodes]
-    return replace(cluster, nodes=tuple(nodes))
 
 
 def ready_worker(job: RankJob, plan: Plan) -> Worker:

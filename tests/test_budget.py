@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from random import Random
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.planning import without_shared_memory
 from parallel.errors import CapacityError
-from parallel.hardware.facts import Cluster, Link, Node
+from parallel.hardware.facts import Cluster, Link, LinkKind, Node
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.activations import peak_bytes, stage_shape, step_bytes
 from parallel.planner.formats import choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
-from parallel.planner.memory import kv_bytes_per_token
+from parallel.planner.memory import communication_bytes, kv_bytes_per_token
 from parallel.planner.plan import Plan, make_plan
 from parallel.planner.room import Room
 from parallel.planner.tape import StepShape
@@ -25,8 +27,8 @@ from parallel.planner.tape_attention import GATHER_TOKENS
 from parallel.requests.types import Request, Sampling
 from parallel.scheduling.blocks import BlockManager
 from parallel.scheduling.scheduler import Batch, Limits, Scheduler
-from parallel.units import GIB, format_bytes
-from tests.specs import specs, toy_device
+from parallel.units import GIB, MIB, format_bytes
+from tests.specs import BIG, specs, toy_device
 
 
 @dataclass(frozen=True)
@@ -206,3 +208,29 @@ def test_no_step_takes_more_than_the_largest(
             taken = peak_bytes(stage, [step], plan.limits, plan.context_tokens, plan.batches)
             assert taken <= memory.activations
     step_bytes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "link", "tp", "pp", "mebibytes"),
+    [
+        ("cpu", "shared_memory", 1, 1, 0),
+        ("cpu", "shared_memory", 2, 1, 74),
+        ("cpu", "loopback", 2, 1, 8),
+        ("cpu", "shared_memory", 1, 2, 8),
+        ("cuda", "nvlink", 2, 1, 342),
+        ("cuda", "nvlink", 3, 2, 392 + 342),
+    ],
+)
+def test_buffers_of_the_backends(kind: str, link: str, tp: int, pp: int, mebibytes: int) -> None:
+    device = toy_device(kind=kind)
+    node = Node("box", (device,) * (tp * pp), Link(cast(LinkKind, link), 1e9, 1e-6), 8, 64 * GIB)
+    layout = Layout.make(BIG, Degrees(tp, pp))
+    assert communication_bytes(layout, 0, Cluster("toys", (node,))) == mebibytes * MIB
+
+
+def test_a_run_over_gloo_has_no_workspace() -> None:
+    slow, fast = Link("loopback", 1e9, 1e-6), Link("shared_memory", 1e9, 1e-6)
+    node = Node("box", (toy_device(),) * 2, fast, 8, 64 * GIB, slow)
+    layout, cluster = Layout.make(BIG, Degrees(2)), Cluster("toys", (node,))
+    less = communication_bytes(layout, 0, without_shared_memory(cluster))
+    assert communication_bytes(layout, 0, cluster) - less == 66 * MIB
