@@ -19,7 +19,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.accuracy import kernels, serving
+from benchmarks.accuracy import fitting, kernels, serving
 from benchmarks.accuracy.engines import engines
 from benchmarks.accuracy.summary import grouped
 from parallel.errors import ConfigError, TesseraError, did_you_mean
@@ -98,8 +98,8 @@ def _by(
 def evaluate(options: Options) -> Json:
     parts: dict[str, Callable[[Path], Json]] = {
         "serving": evaluate_serving,
-        "collectives": kernels.held_out_collectives if options.held_out else kernels.collectives,
-        "gemm": kernels.held_out_gemm if options.held_out else kernels.gemm,
+        "collectives": fitting.held_out_collectives if options.held_out else kernels.collectives,
+        "gemm": fitting.held_out_gemm if options.held_out else kernels.gemm,
     }
     if options.held_out:
         parts["serving"] = lambda path: evaluate_serving(path, lambda line: line % 2 == 1)

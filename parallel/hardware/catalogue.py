@@ -7,16 +7,19 @@ types out.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from parallel.errors import HardwareError, did_you_mean
+from parallel.hardware.by_ranks import by_ranks
 from parallel.hardware.facts import Cluster, DeviceType, Node
 from parallel.hardware.fields import Fields, read_yaml
-from parallel.hardware.known import KnownDevice, known_devices, read_device, read_link
+from parallel.hardware.known import KnownDevice, known_devices, read_device
+from parallel.hardware.link_fields import read_link
 from parallel.hardware.probe import probe_local
 from parallel.units import GIB
 
-_CLUSTER_KEYS = ("nodes", "network", "probe")
+_CLUSTER_KEYS = ("nodes", "network", "probe", "by_ranks", "calibration")
 _NODE_KEYS = ("name", "count", "devices", "link", "general_link", "cores", "host_memory_gib")
 
 
@@ -28,8 +31,8 @@ def cluster_names(search: Path) -> tuple[str, ...]:
 def load_cluster(name_or_path: str | Path, search: Path, ranks: int | None = None) -> Cluster:
     """The cluster called so in `search`, or described by a YAML file.
 
-    `ranks` shapes a probed cluster alone: so many ranks share this machine. Raises
-    `HardwareError` for an unknown name or a file that isn't as it should be."""
+    `ranks` shapes a machine that is probed, or described by the number of ranks: so many share
+    it. Raises `HardwareError` for an unknown name or a file that isn't as it should be."""
     word = str(name_or_path)
     names = cluster_names(search)
     if word in names:
@@ -47,9 +50,15 @@ def load_cluster(name_or_path: str | Path, search: Path, ranks: int | None = Non
 def read_cluster(
     value: object, where: str, known: dict[str, KnownDevice], ranks: int | None = None
 ) -> Cluster:
-    """A cluster from its mapping; `where` (a file) names it and starts its error messages."""
+    """A cluster from its mapping; `where` (a file) names it and starts its error messages.
+
+    `calibration` is for people and passed over."""
     name = Path(where).stem
     fields = Fields(value, where, _CLUSTER_KEYS)
+    if "by_ranks" in fields:
+        if "nodes" in fields or "network" in fields or "probe" in fields:
+            raise HardwareError(f"{where}: 'by_ranks' stands alone, with 'nodes' for each number")
+        return by_ranks(fields.raw("by_ranks"), where, ranks, partial(read_cluster, known=known))
     if "probe" in fields:
         if fields.raw("probe") is not True or "nodes" in fields or "network" in fields:
             raise HardwareError(f"{where}: 'probe: true' stands alone; or describe 'nodes'")

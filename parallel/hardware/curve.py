@@ -6,7 +6,7 @@ x is what one rank sends, B the bandwidth of a group of that size (docs/hardware
 
     quick = base + hops * hop + x / (quick_share * B)
     bulk  = bulk_base + hops * bulk_hop + (x + sqrt(x * ramp)) / B
-    seconds = (quick^-4 + bulk^-4)^(-1/4), nearly the lesser of the two
+    seconds = (quick^-3 + bulk^-3)^(-1/3), nearly the lesser of the two
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from parallel.hardware.ring import ring_hops, ring_share
 
-_SHARPNESS = 4.0
+_SHARPNESS = 3.0
 
 
 def bandwidth_of(points: tuple[tuple[int, float], ...], ranks: int) -> float:

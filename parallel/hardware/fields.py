@@ -89,6 +89,13 @@ class Fields:
             return default
         return check_number(self.raw(key), f"{self.where}.{key}", zero=zero, most=most)
 
+    def flag(self, key: str) -> bool:
+        """True or false; false when left out."""
+        value = self._value.get(key, False)
+        if not isinstance(value, bool):
+            raise HardwareError(f"{self.where}.{key}: expected true or false, got {value!r}")
+        return value
+
     def optional_number(self, key: str) -> float | None:
         return self.number(key, zero=True) if key in self else None
 
@@ -124,3 +131,12 @@ def check_number(value: object, where: str, *, zero: bool = False, most: float =
     if value > most:
         raise HardwareError(f"{where}: must be at most {most:g}, got {value}")
     return float(value)
+
+
+def in_unit(value: float, unit: float) -> float:
+    """The shortest number of which `unit * number` is `value`; the nearest where there is none."""
+    for digits in range(3, 18):
+        number = float(f"{value / unit:.{digits}g}")
+        if unit * number == value:
+            return number
+    return value / unit

@@ -25,7 +25,7 @@ from parallel.hardware.fields import Fields, in_unit
 
 @dataclass(frozen=True)
 class Overheads:
-    """Of one rank. Seconds are of this rank's threads; a value of 0 costs nothing.
+    """Of one rank. Rates of None aren't known.
 
     `step_seconds`: scheduling, messages to the ranks, inputs, answers, and waking the ranks that
     wait. `sequence_seconds`: the same for each sequence in the step. `logit_seconds`: conversion
@@ -45,7 +45,7 @@ class Overheads:
     def layer(
         self, sequences: int, elementwise_bytes: float, cached_bytes: float, attention_flops: float
     ) -> float:
-        """Seconds of a layer beside its products and collectives; a rate of None costs nothing."""
+        """Seconds of a layer beside its products and collectives; unknown rates count nothing."""
         rates = (
             (elementwise_bytes, self.elementwise_bytes_per_second),
             (cached_bytes, self.cache_bytes_per_second),
