@@ -16,8 +16,8 @@ from typing import Any
 from parallel.collectives.exchange import Exchange
 from parallel.devices.base import Device
 
-LEAST_SECONDS = 3e-4
-"""A shorter case is called several times in a row: clocks and barriers are not that fine."""
+LEAST_SECONDS = 2e-3
+"""A shorter case is called several times in a row."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 MOST_BUDGETS = 2.0
 """Fewer rounds do where even the least number of them would take so many times what it may."""
@@ -26,12 +26,12 @@ _MOST_CALLS = 500
 
 @dataclass(frozen=True)
 class Timing:
-    """The lower quartile over `rounds`: what disturbs a measurement only ever adds to it. `spread`
+    """The lower quartile over `samples`: what disturbs a measurement only ever adds to it. `spread`
     is how far the upper quartile lies above it, as a fraction."""
 
     seconds: float
     spread: float
-    rounds: int
+    samples: int
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
@@ -92,7 +92,7 @@ class Bench:
         for case in cases:
             case()
         self.peers.align()
-        first = self.peers.most([self._seconds(case, 1, before) for case in cases])
+        first = self.peers.most([self._stretch(case, 1, before)[0] for case in cases])
         calls = [max(1, min(_MOST_CALLS, round(LEAST_SECONDS / s))) for s in first]
         round_seconds = sum(n * s for n, s in zip(calls, first, strict=True))
         affordable = int(budget_seconds / max(round_seconds, 1e-9))
@@ -105,19 +105,26 @@ class Bench:
                 self._advance(1 - turn / rounds)
                 break
             for case, n, seconds in zip(cases, calls, found, strict=True):
-                seconds.append(self._seconds(case, n, before))
+                seconds += self._stretch(case, n, before)
             self._advance(1 / rounds)
         return [Timing.of(seconds) for seconds in found]
 
-    def _seconds(
+    def _stretch(
         self, case: Callable[[], object], calls: int, before: Callable[[], object] | None
-    ) -> float:
+    ) -> list[float]:
+        """Each call on its own where a timer says at once; their mean where they queue up."""
         if before is not None:
             before()
         self.device.synchronize()
-        timer = self.device.timer()
-        timer.start()
+        timers = [self.device.timer() for _ in range(calls)]
+        if timers[0].immediate:
+            for timer in timers:
+                timer.start()
+                case()
+                timer.stop()
+            return [timer.seconds() for timer in timers]
+        timers[0].start()
         for _ in range(calls):
             case()
-        timer.stop()
-        return timer.seconds() / calls
+        timers[0].stop()
+        return [timers[0].seconds() / calls]

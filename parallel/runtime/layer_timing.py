@@ -36,6 +36,8 @@ GEOMETRIES = (Geometry(576, 9, 3, 1536), Geometry(1024, 16, 4, 2816))
 _LEAST_SECONDS = 0.02
 """A shorter case is run several times in a round."""
 _LEAST_OTHER = 0.01
+"""Of a layer's time, where the sum of its parts came out larger than the whole."""
+_PRODUCTS = 4
 _LONG_TOKENS, _FEW_LAYERS = 128, 4
 
 
@@ -81,7 +83,7 @@ def measure_layers(
 
 @dataclass(frozen=True)
 class _Samples:
-    """Seconds of all layers, and of the parts of them, in one run after the other."""
+    """Seconds of layers, and of the parts of others, one after the other."""
 
     whole: list[float]
     products: list[float]
@@ -109,7 +111,7 @@ class _Stage:
     ) -> list[LayerPoint]:
         for case in CASES:
             self._run(case)
-        first = peers.most([self._run(case) for case in CASES])
+        first = peers.most([sum(self._run(case)) for case in CASES])
         runs = [max(1, round(_LEAST_SECONDS / seconds)) for seconds in first]
         once = 2 * sum(n * seconds for n, seconds in zip(runs, first, strict=True))
         rounds = max(3, min(9, int(budget_seconds / once)))
@@ -123,21 +125,21 @@ class _Stage:
             for case, count, samples in zip(CASES, runs, found, strict=True):
                 peers.align()
                 for _ in range(count):
-                    samples.whole.append(self._run(case))
+                    samples.whole.extend(self._run(case))
                     self.meter.on = True
                     self._run(case)
                     self.meter.on = False
                     parts = self.meter.take()
-                    samples.products.append(sum(parts["products"]))
-                    samples.attention.append(sum(parts["attention"]))
+                    products = iter(parts["products"])
+                    samples.products.extend(map(sum, zip(*[products] * _PRODUCTS, strict=True)))
+                    samples.attention.extend(parts["attention"])
             advance(1 / rounds / len(GEOMETRIES))
         return [self._point(case, samples) for case, samples in zip(CASES, found, strict=True)]
 
     def _point(self, case: StepCase, samples: _Samples) -> LayerPoint:
-        layers = len(self._blocks(case))
         ((kernels, _),) = rank_kernels(self.plan.layout, 0).layers
         whole, products, attention = (
-            lower_quartile(s) / layers for s in (samples.whole, samples.products, samples.attention)
+            lower_quartile(s) for s in (samples.whole, samples.products, samples.attention)
         )
         work, width = case.work, self.plan.formats.compute.bytes
         return LayerPoint(
@@ -158,19 +160,20 @@ class _Stage:
         return blocks[:_FEW_LAYERS] if case.tokens >= _LONG_TOKENS else blocks
 
     @torch.inference_mode()
-    def _run(self, case: StepCase) -> float:
-        """Seconds of the layers."""
+    def _run(self, case: StepCase) -> list[float]:
+        """Seconds of each layer."""
         worker, message = self.worker, _message(case, self.plan)
         step = worker.inputs(message)
         hidden = self.device.empty((step.tokens, self.plan.layout.spec.hidden), worker.compute)
         hidden.fill_(0.1)
         self.device.synchronize()
-        timer = self.device.timer()
-        timer.start()
+        timers = []
         for block in self._blocks(case):
+            timers.append(self.device.timer())
+            timers[-1].start()
             hidden = block(hidden, worker.cache.layers[block.layer], step)
-        timer.stop()
-        return timer.seconds()
+            timers[-1].stop()
+        return [timer.seconds() for timer in timers]
 
 
 def _message(case: StepCase, plan: Plan) -> StepMessage:
