@@ -172,6 +172,16 @@ def test_any_chunks_of_any_batch(case: tuple[int, int, int, str, int], window: i
 
 
 @pytest.mark.parametrize("window", [None, 5])
+def test_heads_repeated_for_kernels_that_need_it(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallel.kernels.attention.repeats_heads", lambda device: True)
+    for heads, kv_heads, tp, choice, rank in MAPS:
+        local = head_map(heads, kv_heads, tp, choice)[rank]
+        run(attention_of(heads, kv_heads, window), local, [21, 13], chunk=6, seed=1)
+
+
+@pytest.mark.parametrize("window", [None, 5])
 def test_decodes_alone(window: int | None) -> None:
     """One token at a time from the first on: contexts of different lengths in one batch."""
     local = head_map(9, 3, 2, "replicate")[0]

@@ -17,12 +17,19 @@ from parallel.layout.heads import RankHeads
 from parallel.planner.tape_attention import GATHER_TOKENS
 
 
+def repeats_heads(device: torch.device) -> bool:
+    """Whether attention with a mask needs as many KV heads as query heads: of PyTorch's kernels on
+    CUDA not all take fewer, and what is left to them then holds every score at once."""
+    return device.type != "cpu"
+
+
 class PagedAttention:
     """Decodes of a step go in one batch over gathered blocks, prefill chunks one by one."""
 
     def __init__(self, attention: Attention, heads: RankHeads, device: torch.device):
         self.scale, self.window = attention.scale, attention.window
         self.kv_heads, self.group = len(heads.kv), heads.group
+        self.repeats = repeats_heads(device)
         self.slots = (
             None if heads.uniform else torch.tensor(heads.slots, dtype=torch.int64, device=device)
         )
@@ -121,6 +128,10 @@ class PagedAttention:
         mask = None
         if tokens != context or self.window is not None:
             mask = step.once(("prefill", index, self.window), lambda: self._causal(step, index))
+        grouped = self.group > 1
+        if grouped and mask is not None and self.repeats:
+            key, value = (x.repeat_interleave(self.group, dim=1) for x in (key, value))
+            grouped = False
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1).unsqueeze(0),
             key,
@@ -128,7 +139,7 @@ class PagedAttention:
             attn_mask=mask,
             is_causal=mask is None,
             scale=self.scale,
-            enable_gqa=self.group > 1,
+            enable_gqa=grouped,
         )
         return out.squeeze(0).transpose(0, 1)
 

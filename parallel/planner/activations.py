@@ -116,7 +116,7 @@ def in_time(stage: StageShape) -> StageShape:
 @lru_cache(maxsize=4096)
 def step_bytes(stage: StageShape, step: StepShape) -> int:
     """The peak of live tensors in one step: nothing that was there before it."""
-    tape = Tape(stage.width, fused=not stage.on_host)
+    tape = Tape(stage.width, cuda=not stage.on_host)
     size = step.tokens * stage.hidden * stage.width
     tape.take(size if stage.late else 0)
     # What was received lives as long as the call that it was given to.

@@ -13,10 +13,10 @@ from parallel.architecture.spec import Rotary
 
 class Tape:
     """Bytes that live now and at the peak so far. `width` is the bytes of a compute element;
-    `fused` says that a norm is one kernel (CUDA), else it is made of operators (CPU)."""
+    `cuda` says whose kernels run."""
 
-    def __init__(self, width: int, fused: bool = False) -> None:
-        self.width, self.fused = width, fused
+    def __init__(self, width: int, cuda: bool = False) -> None:
+        self.width, self.cuda = width, cuda
         self.live_bytes = self.peak_bytes = 0
         self._made: set[object] = set()
 

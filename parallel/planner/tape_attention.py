@@ -11,6 +11,7 @@ from parallel.planner.tape import BlockShape, StepShape, Tape
 GATHER_TOKENS = 32768
 """Context tokens that a decode gathers at most at once (kernels/attention.py keeps to it)."""
 _INDEX, _FLOAT, _BOOL = 8, 4, 1
+_VECTOR = 16
 
 
 def rotate(tape: Tape, facts: Rotary, tokens: int, heads: int, head_dim: int) -> int:
@@ -107,6 +108,10 @@ def _prefill(
     if tokens != context or block.window is not None:
         _mask(tape, ("prefill", index, block.window), tokens, context, block.window)
         mask = tokens * context
+        if tape.cuda and block.group > 1:
+            # CUDA's kernels get as many KV heads as query heads, and a mask in whole vectors.
+            gathered += tape.take(2 * context * block.grid * block.head_dim * tape.width)
+            mask += tokens * -(-context // _VECTOR) * _VECTOR
     result = _scaled_dot_product(tape, tokens * block.grid, block.head_dim, mask)
     tape.give(gathered)
     return result

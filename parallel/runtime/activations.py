@@ -8,7 +8,6 @@ what they hold inside is seen. Scratch that one kernel takes for itself isn't.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: Any,
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -42,9 +41,10 @@ class LiveTensors(TorchDispatchMode):
         with self:
             if func in BODIES:
                 return BODIES[func](*args, **kwargs)
-            parts = func.decompose(*args, **kwargs)  # type: ignore[attr-defined]
-            if parts is not NotImplemented:
-                return parts
+            if func.namespace == "aten":
+                parts = func.decompose(*args, **kwargs)
+                if parts is not NotImplemented:
+                    return parts
         known = {_place(leaf) for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
         out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
