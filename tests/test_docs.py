@@ -18,7 +18,13 @@ from omegaconf import OmegaConf
 import parallel
 from launch.entry import known_keys, to_settings
 from launch.planning import model_spec, search
-from launch.schema import CalibrateCommand, GenerateCommand, PlanCommand, ServeCommand
+from launch.schema import (
+    CalibrateCommand,
+    GenerateCommand,
+    MeasureCommand,
+    PlanCommand,
+    ServeCommand,
+)
 from parallel.instrument.ledger import Ledger
 from parallel.report.report import build_report
 
@@ -29,6 +35,7 @@ SCHEMAS = {
     "generate": GenerateCommand,
     "serve": ServeCommand,
     "calibrate": CalibrateCommand,
+    "measure": MeasureCommand,
 }
 README = (ROOT / "README.md").read_text()
 MAP = (ROOT / "docs/map.md").read_text()
