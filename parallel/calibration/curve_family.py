@@ -14,7 +14,7 @@ from parallel.hardware.ring import ring_hops
 _FEW = 8
 """With fewer points than this a curve has one way only."""
 _COPY = 2e12
-_HELD, _HELD_BY_SIZE = 0.1, 5.0
+_HELD, _HELD_BY_SIZE = 0.03, 5.0
 """How firmly a figure is held to its guess, and bandwidths of group sizes to that of the whole."""
 
 
