@@ -40,8 +40,11 @@ def test_peak_of_real_models(pool: RankPool, model: str, tp: int, pp: int) -> No
         for batch, prompt in product((1, 4, 16), (128, 1024))
     ]
     found = pool.run("tests.activation_cases:peaks", tp * pp, degrees=[tp, pp], cases=cases)
-    for f in check(found):
-        assert f["held"] + f["predicted"] <= 1.03 * (f["held"] + f["measured"])
+    checked = list(check(found))
+    over = [(f["held"] + f["predicted"]) / (f["held"] + f["measured"]) - 1 for f in checked]
+    alone = [f["predicted"] / f["measured"] - 1 for f in checked]
+    print(f"{model} tp={tp} pp={pp}: peak +{max(over):.2%}, activations alone +{max(alone):.1%}")
+    assert max(over) <= 0.03
 
 
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
