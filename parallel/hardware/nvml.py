@@ -16,6 +16,7 @@ import pynvml  # type: ignore[import-untyped]
 from parallel.errors import HardwareError
 from parallel.hardware.facts import DeviceType, Link
 from parallel.hardware.known import KnownDevice
+from parallel.hardware.typical import typical_link
 from parallel.units import GIB
 
 _NVLINK_GB_PER_SECOND = {8: 25.0, 9: 25.0, 10: 50.0}
@@ -130,7 +131,8 @@ def _describe(nvml: Nvml, handle: Any, known: Mapping[str, KnownDevice]) -> Know
             flops_per_second={"bf16": half, "fp16": half, "fp32": fp32},
             memory_efficiency=0.8,
             compute_efficiency=0.7,
-            launch_seconds=4e-6,
+            launch_seconds=3e-6,
+            serial_seconds=4e-10,
             runtime_bytes=int(0.75 * GIB),
             power_watts=nvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
             estimated=True,
@@ -147,11 +149,11 @@ def _link(nvml: Nvml, handle: Any, device: KnownDevice) -> Link:
     if active:
         major = nvml.nvmlDeviceGetCudaComputeCapability(handle)[0]
         gb = active * _NVLINK_GB_PER_SECOND.get(major, 25.0)
-        return Link("nvlink", 0.7e9 * gb, latency_seconds=1e-6, base_seconds=6e-6)
+        return typical_link("nvlink", 1e9 * gb)
     lanes = nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
     generation = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)
     gb = lanes * _PCIE_GB_PER_SECOND_PER_LANE.get(generation, 0.985)
-    return Link("pcie", 0.6e9 * gb, latency_seconds=1.2e-6, base_seconds=6e-6)
+    return typical_link("pcie", 1e9 * gb)
 
 
 def _active_nvlinks(nvml: Nvml, handle: Any) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from parallel.hardware.curve import Curve
 from parallel.hardware.link import Link
+from parallel.hardware.ring import OPERATIONS
 
 _MICRO = 1e-6
 _SHARES = {
@@ -32,7 +33,7 @@ _RAMP_SECONDS = 5e-6
 def typical_link(
     kind: Literal["nvlink", "pcie"],
     bandwidth_bytes_per_second: float,
-    operations: tuple[str, ...],
+    operations: tuple[str, ...] = OPERATIONS,
 ) -> Link:
     """An estimate, in the middle of what was fitted to A100, H100, H200 and B200 (nvlink) and to
     L40S (pcie); docs/hardware.md."""
