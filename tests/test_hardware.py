@@ -455,8 +455,8 @@ def test_unknown_gpus_are_estimated() -> None:
     assert cluster.nodes[0].link.kind == "pcie"
     joined = probe_local(nvml=FakeNvml("NVIDIA Toy", 2, nvlinks=4), environment={})
     assert joined.nodes[0].link.kind == "nvlink"
-        assert joined.nodes[0].link.bandwidth_bytes_per_second == 100e9
-        assert joined.nodes[0].link.bandwidth(2) == pytest.approx(70e9)
+    assert joined.nodes[0].link.bandwidth_bytes_per_second == 100e9
+    assert joined.nodes[0].link.bandwidth(2) == pytest.approx(70e9)
 
 
 @pytest.mark.parametrize(
