@@ -178,6 +178,8 @@ def test_any_number_of_ranks_is_drawn(tp: int, pp: int, dp: int, tmp_path: Path)
     charts = trade_off_charts(result)
     assert {"memory", "decode-steps", "prefill-steps", "agreement"} <= {c.name for c in charts}
     assert max(chart.height for chart in charts) < 700
+    memory = ET.fromstring(chart_svg(next(c for c in charts if c.name == "memory")))
+    assert max(len(text.text or "") for text in memory.iter(f"{SVG}text")) < 50
     write_trade_off_page(result, tmp_path / "page.html")
 
 

@@ -14,7 +14,7 @@ from parallel.units import GIB, KIB, MIB, format_bytes, format_seconds
 Kinds = Mapping[str, tuple[str, str]]
 """Of each part its colour, and what the reader calls it."""
 
-_LEFT, _RIGHT, _BAR, _SPACE, _GAP, _HEAD, _FOOT = 184, 84, 15, 3, 10, 28, 24
+_LEFT, _RIGHT, _BAR, _SPACE, _GAP, _HEAD, _FOOT = 200, 84, 15, 3, 10, 28, 24
 _INNER = WIDTH - _LEFT - _RIGHT
 
 
@@ -98,7 +98,8 @@ def _chart(
     reach: float,
     mark: Callable[[Canvas, Axes, float], None] | None,
 ) -> Chart:
-    used = {k: kinds[k] for k in kinds if any(b.parts.get(k, 0) > 0 for g in groups for b in g)}
+    seen = reach / _INNER / 2
+    used = {k: kinds[k] for k in kinds if any(b.parts.get(k, 0) > seen for g in groups for b in g)}
     rows = sum(len(group) for group in groups)
     inner = rows * (_BAR + _SPACE) + (len(groups) - 1) * _GAP
     head = _HEAD + (20 if mark is not None else 0)
@@ -165,7 +166,8 @@ def _draw_bar(
         axes.barh(middle, width, _BAR, left, color=fill, linewidth=0)
         start += amount
     if bar.heading:
-        canvas.text(0, top + middle, bar.heading, 11, bold=True)
+        room = _LEFT - 24 - text_width(bar.label, 10.5)
+        canvas.text(0, top + middle, _cut(bar.heading, room), 11, bold=True)
     canvas.text(_LEFT - 10, top + middle, bar.label, 10.5, "muted", "right")
     canvas.text(
         _LEFT + start / pixel + 6,
@@ -175,3 +177,9 @@ def _draw_bar(
         "muted" if bar.pale else "ink",
         bold=not bar.pale,
     )
+
+
+def _cut(words: str, pixels: float) -> str:
+    """As much as there is room for, in bold."""
+    most = int(pixels / text_width("0", 12))
+    return words if len(words) <= most else f"{words[: most - 1]}…"

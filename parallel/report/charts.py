@@ -26,7 +26,7 @@ STEP = {
     "communication": ("orange", "communication"),
 }
 MOVING = {"moving": ("orange", "moving"), "waiting": ("yellow", "waiting for late peers")}
-_PLANS, _RANKS, _KINDS = 10, 12, 8
+_PLANS, _RANKS, _KINDS, _NAME = 10, 12, 8, 16
 _TITLES = {"prefill": "A prefill step", "decode": "A decode step"}
 
 
@@ -35,7 +35,8 @@ def plan_charts(body: Json) -> list[Chart]:
     plans = body["plans"]
     if not plans:
         return []
-    charts = [_front(plans, short_name(plans[0])), _planned_memory(plans[0])]
+    charts = [_front(plans, short_name(plans[0]))] if len(plans) > 1 else []
+    charts.append(_planned_memory(plans[0]))
     for phase in ("decode", "prefill"):
         charts.append(_planned_steps(plans, phase))
     return charts
@@ -131,7 +132,9 @@ def _held(rank: Json) -> dict[str, float]:
 
 
 def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
+    """Their numbers, where these are few."""
+    name = f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
+    return name if len(name) <= _NAME else f"{len(ranks)} like rank {min(ranks)}"
 
 
 def _shown(note: str, rows: Sequence[object], most: int) -> str:
@@ -199,13 +202,15 @@ def _communication(report: Json) -> Chart:
         rows = [row for row in sum_collectives(report["collectives"]) if row["phase"] == phase]
         bars = []
         for row in rows[:_KINDS]:
-            ms, waited = (row[key] / step["steps"] * 1e3 for key in ("seconds", "wait_seconds"))
+            ms, waited = (
+                (row[key] or 0.0) / step["steps"] * 1e3 for key in ("seconds", "wait_seconds")
+            )
             label = f"{row['layer']} {row['op'].replace('_', '-')}"
             bars.append(Bar(label, {"moving": ms - waited, "waiting": waited}))
         if bars:
             groups.append([_headed(bars[0], phase), *bars[1:]])
     title = "Communication by layer and phase"
-    note = "Per step, of the rank that spends most. Waiting is a lower bound."
+    note = "Per step, of the rank that spends most."
     return time_bars("communication", title, note, groups, MOVING)
 
 
