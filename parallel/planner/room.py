@@ -50,6 +50,7 @@ class Room:
         budget: Budget,
     ) -> Room:
         stages: dict[object, StageShape] = {}
+        equal: dict[StageShape, StageShape] = {}
         ranks = []
         for number in range(layout.degrees.world_size):
             device = cluster.device(number)
@@ -57,7 +58,8 @@ class Room:
             # Replicas are alike where their devices and links are.
             key = (at.tp, at.pp, device.type.kind, device.node)
             if key not in stages:
-                stages[key] = stage_shape(layout, number, formats, limits, cluster)
+                shape = stage_shape(layout, number, formats, limits, cluster)
+                stages[key] = equal.setdefault(shape, shape)
             memory = RankMemory(
                 weights=weight_bytes(layout, number, formats),
                 kv_cache=0,
@@ -74,9 +76,12 @@ class Room:
         """Every rank's bytes with a cache of so many blocks."""
         context = self._context(blocks)
         batches = self.limits.batches or self.layout.degrees.pp
-        memories = []
+        memories, known = [], {}
         for r in self.ranks:
-            activations = activation_bytes(r.stage, self.limits, context, batches)
+            # Equal stages are one object.
+            if id(r.stage) not in known:
+                known[id(r.stage)] = activation_bytes(r.stage, self.limits, context, batches)
+            activations = known[id(r.stage)]
             memories.append(
                 replace(
                     r.memory,
