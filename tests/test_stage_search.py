@@ -160,8 +160,8 @@ def test_every_objective_against_brute_force(block: int) -> None:
         answers: list[tuple[Staging, Callable[[Staging], float]]] = [
             (search.bottleneck(), lambda s: s.bottleneck_seconds),
             (search.latency(), lambda s: s.total_seconds),
-            (search.throughput(2), lambda s: s.round_seconds(2)),
-            (search.throughput(5), lambda s: s.round_seconds(5)),
+            (search.throughput(2, 1e-9), lambda s: s.round_seconds(2)),
+            (search.throughput(5, 1e-9), lambda s: s.round_seconds(5)),
             (search.fewest_devices(), lambda s: s.devices),
             (search.cheapest(), lambda s: s.price),
             (search.least_cost(1e-9), lambda s: s.price * s.bottleneck_seconds),

@@ -15,7 +15,7 @@ For the counts of devices used, the furthest item that stages on them can reach 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, inf, sqrt
 
 from parallel.planner.stage_chain import Reach
@@ -23,7 +23,7 @@ from parallel.planner.stage_problem import StageProblem
 from parallel.planner.stage_supply import Limit, Packed, Supply
 
 _ROUNDS = 24
-_SLACK = 1e-9
+SLACK = 1e-9
 """Prices are floats: a cover is called too dear only beyond this share."""
 
 
@@ -64,26 +64,43 @@ def cover(
         return None
     reach = tuple(reach[o] for o in kept)
     limits = [limit for limit in (*supply.linear, *extra) if limit.most > 0]
-    # What a stage takes of each limit.
-    shares = [[limit.used(supply.steps[o]) / limit.most for limit in limits] for o in kept]
-    worth = [1.0 / len(limits)] * len(limits)
+    shares = shares_of(supply, kept, limits)
+
+    def holds(path: Sequence[int]) -> bool:
+        return supply.holds(supply.total([kept[o] for o in path]), extra)
+
+    path, cuts = priced(reach, shares, holds)
+    if path is not None:
+        return [kept[o] for o in path]
+    return _search(supply, reach, kept, cuts, extra) if cuts else None
+
+
+def shares_of(supply: Supply, kept: Sequence[int], limits: Sequence[Limit]) -> list[list[float]]:
+    """What a stage on each option takes of each limit."""
+    return [[limit.used(supply.steps[o]) / limit.most for limit in limits] for o in kept]
+
+
+def priced(
+    reach: Reach, shares: Sequence[Sequence[float]], holds: Callable[[Sequence[int]], bool]
+) -> tuple[list[int] | None, list[Prices]]:
+    """A cover that `holds`, if prices lead to one; else the prices that say most about what can't
+    be covered, the best first: none at all where nothing can."""
+    worth = [1.0 / len(shares[0])] * len(shares[0])
     cuts: list[Prices] = []
     for number in range(_ROUNDS):
         prices = [sum([w * s for w, s in zip(worth, row, strict=True)]) for row in shares]
         cut = Prices(reach, prices)
-        if cut.to_end[0] > 1 + _SLACK:
-            return None
+        if cut.to_end[0] > 1 + SLACK:
+            return None, []
         path = cut.cheapest()
         used = [sum(column) for column in zip(*(shares[o] for o in path), strict=True)]
-        if max(used) <= 1 + _SLACK:
-            found = [kept[o] for o in path]
-            if supply.holds(supply.total(found), extra):
-                return found
+        if max(used) <= 1 + SLACK and holds(path):
+            return path, cuts
         cuts = sorted([*cuts, cut], key=lambda c: -c.to_end[0])[:3]
         scale = 2.0 / sqrt(number + 1) / max(1.0, max(used))
         worth = [w * exp(scale * (u - 1)) for w, u in zip(worth, used, strict=True)]
         worth = [w / sum(worth) for w in worth]
-    return _search(supply, reach, kept, cuts, extra)
+    return None, cuts
 
 
 def _useful(
@@ -149,11 +166,11 @@ def _search(
             if end == at or after & packed.over or furthest.get(after, -1) >= end:
                 continue
             cost = paid[0] + best.of_option[o] + best.to_end[end]
-            if cost > 1 + _SLACK:
+            if cost > 1 + SLACK:
                 continue
             for so_far, cut in zip(paid[1:], others, strict=True):
                 cost = max(cost, so_far + cut.of_option[o] + cut.to_end[end])
-            if cost > 1 + _SLACK or not (free or supply.holds(packed.counts(after), extra)):
+            if cost > 1 + SLACK or not (free or supply.holds(packed.counts(after), extra)):
                 continue
             furthest[after], came[after] = end, (counts, o)
             if end == items:

@@ -49,29 +49,36 @@ class StageSearch:
                 best = found
         return best
 
-    def latency(self, limit_seconds: float = inf) -> Staging:
-        """The least time of one batch through all stages, none slower than the limit."""
+    def latency(self, limit_seconds: float = inf, enough_seconds: float = 0.0) -> Staging:
+        """The least time of one batch through all stages, none slower than the limit; or any that
+        is quick enough."""
         reach = self._chain.reach(limit_seconds)
-        return least_total(self._chain, self._supply, reach, self._known(reach, limit_seconds))
+        known = self._known(reach, limit_seconds)
+        return least_total(self._chain, self._supply, reach, known, enough_seconds)
 
-    def throughput(self, batches: int) -> Staging:
-        """The least time of a round of `batches` in flight, max(batches·slowest, all stages): with
-        the limit on stages the first grows and the second falls."""
+    def throughput(self, batches: int, share: float = 1e-3) -> Staging:
+        """The least time of a round of `batches` in flight, max(batches·slowest, all stages), at
+        most `share` above the least possible. With the limit on stages the first grows and the
+        second falls, so that limit is bisected."""
         low = self.bottleneck().bottleneck_seconds
-        found = [self.latency(low), self.latency()]
-        high = found[1].bottleneck_seconds
-        if found[0].total_seconds <= batches * low:
-            return found[0]
+        best, fast = self.latency(low, enough_seconds=batches * low), self.latency()
+        least, high = fast.total_seconds, fast.bottleneck_seconds
+        proven = best.proven and fast.proven
+        best = min(best, fast, key=lambda s: s.round_seconds(batches))
         while low < high * (1 - _SAME):
+            # Between the limits no round is shorter than this.
+            bound = max(batches * low, least)
+            if best.round_seconds(batches) <= bound * (1 + share):
+                break
             middle = (low + high) / 2
-            answer = self.latency(middle)
-            found.append(answer)
-            if answer.total_seconds > batches * middle:
+            found = self.latency(middle, enough_seconds=batches * middle)
+            best = min(best, found, key=lambda s: s.round_seconds(batches))
+            proven = proven and found.proven
+            if found.total_seconds > batches * middle:
                 low = self._chain.next_seconds(self._chain.reach(middle))
             else:
-                high = answer.bottleneck_seconds
-        best = min(found, key=lambda s: s.round_seconds(batches))
-        return replace(best, proven=all(s.proven for s in found))
+                high = middle
+        return replace(best, proven=proven)
 
     def front(self, most: int | None = None) -> list[Staging]:
         """From the least total to the least bottleneck, none better in both. All of them, or at
@@ -97,7 +104,7 @@ class StageSearch:
         """At the least price of all devices; then the least bottleneck."""
         return self._fewest(limit_seconds, self._supply.price, lambda s: s.price, whole=False)
 
-    def least_cost(self, share: float = 1e-3) -> Staging:
+    def least_cost(self, share: float = 1e-2) -> Staging:
         """The least price·bottleneck, a full pipeline's cost per token, at most `share` above the
         least possible. Ranges of prices are cut in halves while they may hold something better:
         none costs less there than its least price times the bottleneck of its highest."""

@@ -11,80 +11,21 @@ of a sliding window, and a round of prices takes items x options² steps.
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
 from parallel.planner.stage_chain import Chain, Reach
 from parallel.planner.stage_problem import StageRun, Staging
+from parallel.planner.stage_reach import SLACK, Prices, priced, shares_of
 from parallel.planner.stage_supply import Packed, Supply
+from parallel.planner.stage_ways import Ways
 
 _ROUNDS = 40
 _SAME = 1e-9
 """Share of a time below which two are the same."""
-MOST_LABELS = 60_000
+MOST_LABELS = 20_000
 _BEAM = 24
-
-
-class Ways:
-    """At given prices of options, in seconds: the least cost from an item to the end, when a stage
-    on an option begins there (`stage`) or ended before it (`after`)."""
-
-    def __init__(self, chain: Chain, reach: Reach, kept: Sequence[int], prices: Sequence[float]):
-        self._chain, self._reach, self._kept, self.prices = chain, reach, kept, prices
-        items, problem = chain.items, chain.problem
-        hops = [tuple(problem.hop(a, b) for b in kept) for a in kept]
-        # Options from which every hop takes as long continue alike.
-        self._kinds = sorted(set(hops))
-        self._kind = [self._kinds.index(row) for row in hops]
-        self._after = [[inf] * items + [0.0] for _ in self._kinds]
-        self.stage = [[inf] * items for _ in kept]
-        self._end = [[0] * items for _ in kept]
-        windows: list[deque[tuple[float, int]]] = [deque() for _ in kept]
-        for first in range(items - 1, -1, -1):
-            for number, option in enumerate(kept):
-                sums, window = chain.sums[option], windows[number]
-                value = sums[first + 1] + self._after[self._kind[number]][first + 1]
-                while window and window[-1][0] >= value:
-                    window.pop()
-                window.append((value, first + 1))
-                while window and window[0][1] > reach[option][first]:
-                    window.popleft()
-                if window:
-                    least, self._end[number][first] = window[0]
-                    fixed = problem.options[option].stage_seconds + prices[number]
-                    self.stage[number][first] = fixed + least - sums[first]
-            column = [row[first] for row in self.stage]
-            for kind, hop in enumerate(self._kinds):
-                self._after[kind][first] = min([h + s for h, s in zip(hop, column, strict=True)])
-
-    @property
-    def least(self) -> float:
-        return min(row[0] for row in self.stage)
-
-    def after(self, number: int, item: int) -> float:
-        return self._after[self._kind[number]][item]
-
-    def cheapest(self) -> list[tuple[int, int, int]]:
-        """First item, end and option number of each stage."""
-        at, before, found = 0, -1, []
-        numbers = range(len(self._kept))
-        while at < self._chain.items:
-            hop = self._kinds[self._kind[before]] if before >= 0 else [0.0] * len(self._kept)
-            best = min(numbers, key=lambda o: hop[o] + self.stage[o][at])
-            found.append((at, self._end[best][at], best))
-            at, before = found[-1][1], best
-        return found
-
-    def stages(self, number: int, first: int) -> list[tuple[float, float, int]]:
-        """Of an option from an item: cost to the end, its own seconds, its end; cheapest first."""
-        option = self._kept[number]
-        found = []
-        for end in range(first + 1, self._reach[option][first] + 1):
-            seconds = self._chain.seconds(option, first, end)
-            found.append((seconds + self.prices[number] + self.after(number, end), seconds, end))
-        return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -97,21 +38,24 @@ class _Label:
     counts: int
     seconds: float
     paid: float
+    used: float
     cost: float
     before: _Label | None = None
     first: int = 0
 
 
-def least_total(chain: Chain, supply: Supply, reach: Reach, known: Staging) -> Staging:
-    """The best cut, starting from one that is `known`. `proven` is False where the search was
-    given up after `MOST_LABELS` labels."""
+def least_total(
+    chain: Chain, supply: Supply, reach: Reach, known: Staging, enough_seconds: float = 0.0
+) -> Staging:
+    """The best cut, starting from one that is `known`, or one that is good enough. `proven` is
+    False where the search was given up after `MOST_LABELS` labels."""
     kept = [
         o
         for o, ends in enumerate(reach)
         if supply.holds(supply.steps[o]) and any(end > at for at, end in enumerate(ends))
     ]
     limits = [limit for limit in supply.linear if limit.most > 0]
-    shares = [[limit.used(supply.steps[o]) / limit.most for limit in limits] for o in kept]
+    shares = shares_of(supply, kept, limits)
     worth, best_ways, bound, best = [0.0] * len(limits), None, -inf, known
     best_worth, stuck, pace = 0.0, 0, 1.0
     for _ in range(_ROUNDS):
@@ -127,7 +71,7 @@ def least_total(chain: Chain, supply: Supply, reach: Reach, known: Staging) -> S
         else:
             stuck += 1
             pace = pace / 2 if stuck % 3 == 0 else pace
-        if bound >= best.total_seconds * (1 - _SAME):
+        if best.total_seconds <= max(enough_seconds, bound * (1 + _SAME)):
             return best
         over = [sum(column) - 1 for column in zip(*(shares[n] for *_, n in path), strict=True)]
         size = sum(o * o for o in over)
@@ -136,13 +80,26 @@ def least_total(chain: Chain, supply: Supply, reach: Reach, known: Staging) -> S
         step = pace * (best.total_seconds - ways.least + sum(worth)) / size
         worth = [max(0.0, w + step * o) for w, o in zip(worth, over, strict=True)]
     assert best_ways is not None
-    search = _Search(chain, supply, kept, best_ways, best_worth)
+    # What devices there are can't cover however long it takes is cut off as well.
+    _, cuts = priced(tuple(reach[o] for o in kept), shares, lambda path: False)
+    search = _Search(chain, supply, kept, best_ways, best_worth, cuts[0])
     best = min(search.beam(best), best, key=lambda s: s.total_seconds)
+    if best.total_seconds <= enough_seconds:
+        return best
     return search.exact(best)
 
 
 class _Search:
-    def __init__(self, chain: Chain, supply: Supply, kept: Sequence[int], ways: Ways, worth: float):
+    def __init__(
+        self,
+        chain: Chain,
+        supply: Supply,
+        kept: Sequence[int],
+        ways: Ways,
+        worth: float,
+        cut: Prices,
+    ):
+        self._cut = cut
         self._chain, self._supply, self._kept = chain, supply, kept
         self._ways, self._worth, self._packed = ways, worth, Packed(supply)
         self._stages: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
@@ -152,7 +109,7 @@ class _Search:
         """From item to item, of all labels at one only the `_BEAM` cheapest."""
         limit = best.total_seconds * (1 - _SAME) + self._worth
         at: list[list[_Label]] = [[] for _ in range(self._chain.items + 1)]
-        at[0].append(_Label(0, -1, self._packed.start, 0.0, 0.0, 0.0))
+        at[0].append(_Label(0, -1, self._packed.start, 0.0, 0.0, 0.0, 0.0))
         for labels in at[:-1]:
             for label in heapq.nsmallest(_BEAM, labels, key=lambda x: x.cost):
                 for following in self._following(label, limit):
@@ -165,7 +122,7 @@ class _Search:
     def exact(self, best: Staging) -> Staging:
         """Cheapest labels first, up to `MOST_LABELS`."""
         limit = best.total_seconds * (1 - _SAME) + self._worth
-        queue = [(0.0, 0, _Label(0, -1, self._packed.start, 0.0, 0.0, 0.0))]
+        queue = [(0.0, 0, _Label(0, -1, self._packed.start, 0.0, 0.0, 0.0, 0.0))]
         made = 0
         while queue:
             _, _, label = heapq.heappop(queue)
@@ -193,9 +150,12 @@ class _Search:
             if label.option >= 0:
                 hop = self._chain.problem.hop(kept[label.option], option)
             base = label.seconds + label.paid + hop
+            used = label.used + self._cut.of_option[number]
             for rest, seconds, end in self._stages[number, at]:
                 if base + rest >= limit:
                     break
+                if used + self._cut.to_end[end] > 1 + SLACK:
+                    continue
                 spent, key = label.seconds + hop + seconds, (end, number, counts)
                 if self._least.get(key, inf) <= spent or not self._room(counts):
                     continue
@@ -205,7 +165,7 @@ class _Search:
                     continue
                 self._least[key] = spent
                 paid = label.paid + ways.prices[number]
-                yield _Label(end, number, counts, spent, paid, cost, label, at)
+                yield _Label(end, number, counts, spent, paid, used, cost, label, at)
 
     def _room(self, counts: int) -> bool:
         alone = self._supply.by_counts_alone
