@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallel.hardware.device_type import DeviceType
 from parallel.hardware.overheads import Overheads
@@ -21,8 +21,11 @@ class EngineCosts:
     `arrival_token_seconds`: from the client to the scheduler, tokenising included.
     `attention_read` is the share of the memory's bandwidth that reading the cache reaches,
     `attention_math` the share of the rate of large products that a prompt's attention reaches,
-    `product_share` the share of the device's products that the engine's own reach. `graph`:
-    decodes are replayed from a graph; `one_shot`: small all-reduces go by one-shot kernels."""
+    `math_share`, `read_share` and `start_share` tell the engine's products from those the device
+    was measured with: their arithmetic and memory rates beside the device's, and their fixed
+    times (starts, sums along the inner dimension, scaling passes of narrow formats), which fused
+    kernels and graphs make shorter. `graph`: decodes are replayed from a graph; `one_shot`: small
+    all-reduces go by one-shot kernels."""
 
     overheads: Overheads | None = None
     eager_layer_seconds: float = 0.0
@@ -30,9 +33,35 @@ class EngineCosts:
     arrival_token_seconds: float = 0.0
     attention_read: float | None = None
     attention_math: float = 0.5
-    product_share: float = 1.0
+    math_share: float = 1.0
+    read_share: float = 1.0
+    start_share: float = 1.0
     graph: bool = False
     one_shot: bool = False
+
+    def seen(self, device: DeviceType) -> DeviceType:
+        """The device as this engine's kernels find it."""
+        if self.math_share == self.read_share == self.start_share == 1.0:
+            return device
+        return replace(
+            device,
+            memory_efficiency=device.memory_efficiency * self.read_share,
+            compute_efficiency=device.compute_efficiency * self.math_share,
+            launch_seconds=device.launch_seconds * self.start_share,
+            serial_seconds=device.serial_seconds * self.start_share,
+            arithmetic={
+                name: replace(
+                    a,
+                    compute_efficiency=a.compute_efficiency * self.math_share,
+                    serial_seconds=a.serial_seconds * self.start_share,
+                    scaling_seconds=a.scaling_seconds * self.start_share,
+                    scaling_row_seconds=a.scaling_row_seconds * self.start_share,
+                    scaling_input_bytes=a.scaling_input_bytes * self.start_share,
+                    scaling_output_bytes=a.scaling_output_bytes * self.start_share,
+                )
+                for name, a in device.arithmetic.items()
+            },
+        )
 
     def overheads_on(self, device: DeviceType) -> Overheads:
         if self.overheads is not None:

@@ -56,9 +56,17 @@ class StepModel:
     ):
         self.layout, self.cluster, self.formats, self.replica = layout, cluster, formats, replica
         self.costs = costs or EngineCosts()
+        self._seen: dict[int, DeviceType] = {}
         leader = cluster.device(layout.degrees.rank(0, 0, replica)).type
         self._host = self.costs.overheads_on(leader)
         self._stages = [_Stage(self, self._ranks(pp), pp) for pp in range(layout.degrees.pp)]
+
+    def device(self, rank: int) -> DeviceType:
+        """A rank's device as the engine's kernels find it."""
+        known = self.cluster.device(rank).type
+        if id(known) not in self._seen:
+            self._seen[id(known)] = self.costs.seen(known)
+        return self._seen[id(known)]
 
     def _ranks(self, pp: int) -> list[int]:
         degrees = self.layout.degrees
@@ -98,7 +106,7 @@ class _Stage:
     def __init__(self, model: StepModel, ranks: list[int], pp: int):
         self._model, self._ranks = model, ranks
         cluster, layout = model.cluster, model.layout
-        shapes = [(rank_kernels(layout, r), cluster.device(r).type) for r in ranks]
+        shapes = [(rank_kernels(layout, r), model.device(r)) for r in ranks]
         self._alike = [(s, shapes.count(s)) for i, s in enumerate(shapes) if s not in shapes[:i]]
         self._layers = len(layout.stages[pp].layers)
         rates = [_attention_rates(model, kernels, device) for (kernels, device), _ in self._alike]
@@ -177,7 +185,7 @@ def _compute_seconds(
     if kernels.head and rows:
         head = device.product_seconds(rows, *kernels.head, formats.head.name, formats.compute.name)
         products += head / (own.plain_product_share if kernels.shared_head else 1.0)
-    return seconds + products / costs.product_share
+    return seconds + products
 
 
 def _attention_rates(
