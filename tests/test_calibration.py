@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from parallel.calibration.overheads import (
 )
 from parallel.errors import ConfigError, HardwareError
 from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.device_fields import DEVICE_KEYS, device_document, read_device_type
+from parallel.hardware.fields import Fields
 from parallel.hardware.overheads import Overheads, overheads_document, read_overheads
 from tests.specs import toy_cluster, toy_device
 
@@ -148,6 +151,23 @@ def test_overheads_are_read_back(overheads: Overheads) -> None:
 def test_bad_overheads_are_refused(value: object, words: str) -> None:
     with pytest.raises(HardwareError, match=words):
         read_overheads(value, "here")
+
+
+def test_rows_with_kernels_of_their_own() -> None:
+    plain = toy_device(launch_seconds=1e-5)
+    device = replace(plain, row_factors=((2, 1.5), (8, 0.75)))
+    found = [
+        device.product_seconds(n, 64, 64, "bf16", "bf16")
+        / plain.product_seconds(n, 64, 64, "bf16", "bf16")
+        for n in (1, 2, 4, 8, 100)
+    ]
+    assert found == pytest.approx([1.5, 1.5, (1.5 * 0.75) ** 0.5, 0.75, 0.75])
+    read = read_device_type(Fields(device_document(device), "here", DEVICE_KEYS))
+    assert read.row_factors == device.row_factors
+    for bad in ({0: 1}, {2: -1}, {"two": 1}):
+        body = {**device_document(device), "row_factors": bad}
+        with pytest.raises(HardwareError, match="row_factors"):
+            read_device_type(Fields(body, "here", DEVICE_KEYS))
 
 
 # ----------------------------------------------------------------------------------- documents

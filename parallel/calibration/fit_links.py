@@ -8,8 +8,9 @@ from dataclasses import replace
 from parallel.calibration.curve_family import Family
 from parallel.calibration.points import CollectivePoint
 from parallel.errors import HardwareError
-from parallel.hardware.curve import Curve, bandwidth_of
+from parallel.hardware.curve import Curve
 from parallel.hardware.facts import Link
+from parallel.hardware.interpolation import between
 from parallel.hardware.link import CURVES, ONE_SHOT
 from parallel.hardware.ring import check_operation, ring_share
 
@@ -56,7 +57,7 @@ def _expected(
     """Bandwidth by group size: as a ring's, else the most that any operation reached."""
     for other in _LIKE.get(name, _ELSE_LIKE):
         if other in curves:
-            return {n: bandwidth_of(curves[other].bandwidth_by_ranks, n) for n in reached}
+            return {n: between(curves[other].bandwidth_by_ranks, n) for n in reached}
     return dict(reached)
 
 

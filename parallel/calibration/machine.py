@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -77,7 +78,7 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
     if device.kind == "cpu":
         read = median(m["bandwidth_bytes_per_second"] for m in measures)
         device = _with_peaks(device, products, read)
-    device = fit_products(products, device)
+    device = _with_row_factors(fit_products(products, device), products)
     wrong = [
         device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute) / p.seconds
         for p in products
@@ -88,6 +89,20 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
 def mean_off(ratios: Sequence[float]) -> float:
     """Mean of |predicted / measured - 1|."""
     return sum(abs(ratio - 1) for ratio in ratios) / len(ratios)
+
+
+def _with_row_factors(device: DeviceType, products: Sequence[ProductPoint]) -> DeviceType:
+    """What the formula leaves of each number of rows, over shapes of the format measured most: on
+    a processor, libraries have kernels of their own for some."""
+    if device.kind != "cpu":
+        return device
+    (main, _), *_ = Counter(p.compute for p in products).most_common()
+    ratios: dict[int, list[float]] = {}
+    for p in (p for p in products if p.compute == main):
+        predicted = device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute)
+        ratios.setdefault(p.rows, []).append(p.seconds / predicted)
+    factors = tuple((rows, rounded(median(ratios[rows]), 1.0)) for rows in sorted(ratios))
+    return replace(device, row_factors=factors)
 
 
 def _layers(measure: Json) -> list[LayerPoint]:

@@ -13,20 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
+from parallel.hardware.interpolation import between
 from parallel.hardware.ring import ring_hops, ring_share
 
 _SHARPNESS = 3.0
-
-
-def bandwidth_of(points: tuple[tuple[int, float], ...], ranks: int) -> float:
-    """Bytes per second of a group of `ranks`, between the points in log-log."""
-    for (n0, b0), (n1, b1) in pairwise(points):
-        if n0 <= ranks <= n1:
-            part = math.log(ranks / n0) / math.log(n1 / n0)
-            return math.exp(math.log(b0) + part * math.log(b1 / b0))
-    return points[0][1] if ranks < points[0][0] else points[-1][1]
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class Curve:
 
     def within(self, ranks: int) -> Curve:
         """As a group of `ranks` sees it, whatever size it is part of."""
-        bandwidth = bandwidth_of(self.bandwidth_by_ranks, ranks)
+        bandwidth = between(self.bandwidth_by_ranks, ranks)
         return replace(self, bandwidth_by_ranks=((ranks, bandwidth),))
 
     def scaled(self, streams: int) -> Curve:
@@ -72,7 +63,7 @@ class Curve:
         return replace(self, bandwidth_by_ranks=points)
 
     def _device_seconds(self, operation: str, full_bytes: float, ranks: int) -> float:
-        bandwidth = bandwidth_of(self.bandwidth_by_ranks, ranks)
+        bandwidth = between(self.bandwidth_by_ranks, ranks)
         hops = ranks - 1 if self.direct else ring_hops(operation, ranks)
         sent = ring_share(operation, ranks) * full_bytes
         times_more = ranks / 2 if self.direct else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from parallel.errors import HardwareError
 from parallel.hardware.device_type import DEVICE_KINDS, DeviceKind, DeviceType
 from parallel.hardware.fields import Fields, in_unit
 from parallel.hardware.overheads import overheads_document, read_overheads
@@ -38,6 +39,7 @@ DEVICE_KEYS = (
     "bandwidth_gb_per_second",
     "teraflops",
     "arithmetic",
+    "row_factors",
     "cache_mib",
     "runtime_gib",
     "estimated",
@@ -66,6 +68,7 @@ def read_device_type(fields: Fields, name: str | None = None) -> DeviceType:
         memory_bandwidth_bytes_per_second=1e9 * fields.number("bandwidth_gb_per_second"),
         flops_per_second={precision: 1e12 * rate for precision, rate in flops.items()},
         arithmetic=_read_arithmetic(fields) if "arithmetic" in fields else {},
+        row_factors=_read_row_factors(fields) if "row_factors" in fields else (),
         cache_bytes=int(MIB * fields.number("cache_mib", 0.0, zero=True)),
         runtime_bytes=int(GIB * fields.number("runtime_gib", 0.0, zero=True)),
         estimated=fields.flag("estimated"),
@@ -76,6 +79,14 @@ def read_device_type(fields: Fields, name: str | None = None) -> DeviceType:
         ),
         **numbers,
     )
+
+
+def _read_row_factors(fields: Fields) -> tuple[tuple[int, float], ...]:
+    factors = fields.numbers("row_factors")
+    for rows in factors:
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+            raise HardwareError(f"{fields.where}.row_factors: {rows!r} is not a number of rows")
+    return tuple(sorted(factors.items()))
 
 
 def _read_arithmetic(fields: Fields) -> dict[str, Arithmetic]:
@@ -118,6 +129,8 @@ def device_document(device: DeviceType) -> dict[str, Any]:
             }
             for name, own in device.arithmetic.items()
         }
+    if device.row_factors:
+        document["row_factors"] = dict(device.row_factors)
     document["cache_mib"] = device.cache_bytes / MIB
     document["runtime_gib"] = device.runtime_bytes / GIB
     if device.estimated:

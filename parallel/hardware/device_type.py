@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from parallel.errors import HardwareError
+from parallel.hardware.interpolation import between
 from parallel.hardware.overheads import Overheads
 from parallel.hardware.products import Arithmetic, cached_share, moved_bytes, smooth_max
 
@@ -31,6 +32,9 @@ class DeviceType:
     """A product's time for each element summed along its inner dimension, however few the rows."""
     overlap_sharpness: float = 4.0
     """How sharply the slower of memory and arithmetic hides the other: 1 is not at all."""
+    row_factors: tuple[tuple[int, float], ...] = ()
+    """What products of so many rows take beside the formula: a library's kernels change with the
+    rows, not with the shape. Between the points in logarithms; none: 1."""
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict, hash=False)
     """What formats do differently, by name; the others go by the figures above."""
     cache_bytes: int = 0
@@ -98,4 +102,5 @@ class DeviceType:
         serial = self.serial_seconds if own is None else own.serial_seconds
         seconds = self.launch_seconds + inner * serial
         seconds += smooth_max(memory, flops, self.overlap_sharpness)
-        return seconds + (own.scaling(rows, columns, inner, bandwidth) if own else 0.0)
+        seconds += own.scaling(rows, columns, inner, bandwidth) if own else 0.0
+        return seconds * between(self.row_factors, rows) if self.row_factors else seconds

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from parallel.hardware.curve import Curve, bandwidth_of
+from parallel.hardware.curve import Curve
+from parallel.hardware.interpolation import between
 from parallel.hardware.ring import OPERATIONS, check_operation, ring_seconds
 
 LinkKind = Literal["nvlink", "pcie", "network", "shared_memory", "loopback"]
@@ -56,7 +57,7 @@ class Link:
             if curve is None:
                 return self.bandwidth_bytes_per_second
             points = curve.bandwidth_by_ranks
-        return bandwidth_of(points, ranks)
+        return between(points, ranks)
 
     def within(self, ranks: int) -> Link:
         """This link as a group of `ranks` sees it, whatever size it is part of."""
