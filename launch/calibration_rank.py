@@ -29,6 +29,8 @@ from parallel.hardware.known import known_devices
 from parallel.hardware.probe import probe_local
 from parallel.runtime.calibration import measure_rank
 
+_MUCH_SPREAD = 0.5
+
 
 def run_calibration(settings: CalibrateCommand, output: Path) -> int:
     """Other ranks may hang in native code when one fails: a failure ends the process at once."""
@@ -79,6 +81,14 @@ def _run(settings: CalibrateCommand, output: Path) -> None:
     }
     if measures[0]["fragmentation"] is not None:
         notes["fragmentation"] = round(max(m["fragmentation"] for m in measures), 3)
+    part = max(notes["spread"], key=lambda name: notes["spread"][name])
+    if notes["spread"][part] > _MUCH_SPREAD:
+        print(
+            f"warning: repeats lay far apart ({part}: {notes['spread'][part]:.0%}): something else "
+            "ran here; calibrate again when nothing does",
+            file=sys.stderr,
+            flush=True,
+        )
     write_document(output, measured_document(cluster, notes))
     print(f"{ranks} rank{'s' * (ranks > 1)} measured in {notes['seconds']:.0f} s", flush=True)
 
