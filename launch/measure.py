@@ -65,7 +65,7 @@ class _Measurement:
         if self.settings.baseline is BaselineChoice.auto:
             baseline = choose_baseline(self.settings, plan)
         if baseline is not None and baseline.measurable:
-            code, _ = self._start(self._as(baseline), "baseline", *baseline.overrides)
+            code, _ = self._start(self._as(baseline), "baseline", *baseline.overrides, "trace=null")
             if code:
                 return code
             baseline = replace(baseline, found=self._read("baseline"))

@@ -94,6 +94,8 @@ def run_rank(
             _serve(settings, directory, job, host)
         else:
             work(job, host)
+        if settings.trace is not None:
+            _write_trace(job, settings.trace)
         job.close()
     except TesseraError as error:
         # Other ranks may hang in native code and gloo aborts in a plain exit: leave at once.
@@ -123,7 +125,8 @@ def _start(
         timeout_seconds=settings.collective_timeout_seconds,
         batches=plan.batches,
     )
-    job = RankJob(plan, rank, device, options, make_worker)
+    traced = 0 if settings.trace is None else settings.trace_steps
+    job = RankJob(plan, rank, device, options, make_worker, traced)
     joined.set()
     _same_plan(job.mesh.exchange.collect("plan", _digest(plan)))
     if host is not None:
@@ -148,6 +151,12 @@ def _serve(settings: RunKeys, directory: Path, job: RankJob, host: Host | None) 
     report = job.report("final")
     if host is not None and report is not None:
         host.report(report, settings.report)
+
+
+def _write_trace(job: RankJob, file: str) -> None:
+    trace = job.trace()
+    if trace is not None:
+        Path(file).write_text(json.dumps(trace) + "\n")
 
 
 def _facts(plan: Plan, settings: RunKeys, directory: Path) -> Json:

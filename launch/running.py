@@ -58,8 +58,12 @@ def check_run_keys(settings: RunKeys) -> None:
             f"collective_timeout_seconds={settings.collective_timeout_seconds} is out of range; "
             "give a positive number"
         )
-    if settings.report is not None and not Path(settings.report).resolve().parent.is_dir():
-        raise ConfigError(f"report={settings.report}: its folder doesn't exist; make it first")
+    if settings.trace_steps < 1:
+        raise ConfigError(f"trace_steps={settings.trace_steps} is out of range; give at least 1")
+    for key in ("report", "trace"):
+        file = getattr(settings, key)
+        if file is not None and not Path(file).resolve().parent.is_dir():
+            raise ConfigError(f"{key}={file}: its folder doesn't exist; make it first")
 
 
 def check_formats(plan: Plan) -> None:

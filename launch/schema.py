@@ -111,6 +111,8 @@ class RunKeys(PlanKeys):
     collectives: Collectives = Collectives.auto
     collective_timeout_seconds: float = 120.0
     report: str | None = None
+    trace: str | None = None
+    trace_steps: int = 16
 
 
 @dataclass

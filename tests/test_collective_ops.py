@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parallel.collectives.communicator import Communicator
-from parallel.collectives.transport import Transport
+from parallel.collectives.transport import OnWire, Transport
 from parallel.devices.base import Timer
 from parallel.devices.cpu import CpuDevice, HostTimer
 from parallel.instrument.ledger import Ledger
@@ -30,8 +30,9 @@ class Alone(Transport):
     def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         return torch.cat([x[..., :1].expand(*x.shape[:-1], n) for n in sizes], -1)
 
-    def send(self, x: torch.Tensor, to: int) -> None:
+    def send(self, x: torch.Tensor, to: int) -> OnWire | None:
         self.sent.append(float(x.sum()))
+        return None
 
     def recv(self, x: torch.Tensor, source: int) -> None:
         x.fill_(7)
@@ -108,6 +109,9 @@ class Lazy(HostTimer):
     def seconds(self) -> float:
         return 0.5
 
+    def stretch_ns(self) -> tuple[int, int]:
+        return 1_000_000_000, 1_500_000_000
+
     def done(self) -> bool:
         return self.ended
 
@@ -116,6 +120,8 @@ def test_work_that_a_device_still_owes_is_known_and_timed_later() -> None:
     timers: list[Lazy] = []
 
     class Queueing(CpuDevice):
+        immediate = False
+
         def timer(self) -> Timer:
             timers.append(Lazy())
             return timers[-1]
@@ -134,3 +140,28 @@ def test_work_that_a_device_still_owes_is_known_and_timed_later() -> None:
     assert [r["seconds"] for r in ledger.rows(0)] == [0.0, 0.0]
     axis.resolve()
     assert [r["seconds"] for r in ledger.rows(0)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("on_wire", "hidden"), [(0.75, 0.25), (0.5, 0.0), (0.25, 0.0)])
+def test_a_transfer_beyond_what_the_stream_waits_for_is_hidden(
+    on_wire: float, hidden: float
+) -> None:
+    class Queueing(CpuDevice):
+        immediate = False
+
+        def timer(self) -> Timer:
+            return Lazy()
+
+    class Beside(Alone):
+        def send(self, x: torch.Tensor, to: int) -> OnWire:
+            return lambda: on_wire
+
+    ledger = Ledger()
+    ledger.begin_step("decode")
+    axis = Communicator("pp", (0, 1), 0, Beside(), ledger, Queueing())
+    axis.send(torch.ones(2), 1, "stage")
+    ledger.begin_step("decode")
+    axis.resolve()
+    (row,) = ledger.rows(0)
+    assert (row["exposed_seconds"], row["hidden_seconds"]) == (0.5, hidden)
+    assert ledger.spans.samples.records == [(0, 1, 1_000_000_000, 1_500_000_000, 8, 1)]

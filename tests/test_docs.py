@@ -25,7 +25,9 @@ from launch.schema import (
     PlanCommand,
     ServeCommand,
 )
+from parallel.instrument.cost import InstrumentCost, RecordCosts
 from parallel.instrument.ledger import Ledger
+from parallel.instrument.memory import MemoryEntry, MemoryTimeline
 from parallel.report.report import build_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,9 +220,14 @@ def test_the_contract_names_every_field_of_plan_and_report() -> None:
     settings = PlanCommand(tp=2, memory_gib=4.0, cluster="8xh100")
     outcome = search(settings, model_spec(settings), None).to_json()
     ledger = Ledger(phase="decode")
-    ledger.add("tp", "all_reduce", "ffn", "gloo", 1, 1.0)
+    ledger.add(("tp", "all_reduce", "ffn", "decode", "gloo"), 1, 0, 1)
     step = {"predicted_seconds": 1, "measured_seconds": 1, "steps": 1, "tokens": 1, "rows": 1}
-    report = build_report(outcome["plans"][0], [], ledger.rows(0), {"decode": step})
+    timeline = MemoryTimeline()
+    timeline.event(MemoryEntry(0, "loaded", *[0] * 9))
+    memory = timeline.rows(0, float)
+    cost = InstrumentCost(1, 1, 1, 1, RecordCosts(1e-6, 1e-6, 1e-6)).to_json()
+    found = {"rank": 0, "memory_timeline": memory, "instrument": cost}
+    report = build_report(outcome["plans"][0], [found], ledger.rows(0), {"decode": step})
     rejected = search(PlanCommand(tp=99), model_spec(settings), None).to_json()
     for key in all_keys([outcome, rejected, report]):
         assert f'"{key}"' in CONTRACT or f"`{key}`" in CONTRACT, key

@@ -342,6 +342,8 @@ def replica_report(mine: int) -> dict[str, Any]:
         "collectives": [{**row, "calls": 3, "bytes": 30, "seconds": 1.0, "wait_seconds": None}],
         "steps": {"decode": {"predicted_seconds": 1.0, "measured_seconds": 2.0, "steps": 3}},
         "saved": {"one_rank_bytes": 15, "basis": "plan of one rank", "ranks": []},
+        "memory_timeline": [{"rank": mine, "seconds": 0.5, "event": "loaded"}],
+        "instrument": {"ranks": [{"rank": mine, "steps": 3, "seconds": 3e-3}]},
     }
 
 
@@ -351,4 +353,6 @@ def test_reports_of_replicas_become_one() -> None:
     assert [r["peak_rss_bytes"] for r in merged["ranks"]] == [99, 99]
     assert [row["rank"] for row in merged["collectives"]] == [0, 1]
     assert merged["steps"]["decode"]["measured_seconds"] == 4.0
+    assert [row["rank"] for row in merged["memory_timeline"]] == [0, 1]
+    assert merged["instrument"]["seconds_per_step"] == pytest.approx(1e-3)
     assert merged["saved"]["basis"] == "plan of one rank"

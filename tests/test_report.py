@@ -97,6 +97,8 @@ def found(rank: int, **changed: int | None) -> Json:
         "measured_bytes": measured,
         "bytes_read": 601 * MIB,
         "peak_rss_bytes": 2 * GIB,
+        "memory_timeline": [{"rank": rank, "seconds": 1.5, "event": "loaded", "resident": GIB}],
+        "instrument": {"steps": 102, "seconds": 0.0102 - 0.0051 * rank},
     }
 
 
@@ -206,7 +208,8 @@ def test_collectives_are_summed_over_ranks() -> None:
     assert (first["phase"], first["ranks"]) == ("prefill", 1)
     assert (second["ranks"], second["calls"], second["bytes"]) == (2, 100, 1000 * 1024)
     assert second["all_ranks_bytes"] == 1000 * 1024 + 10
-    assert (second["seconds"], second["wait_seconds"]) == (0.3, 0.125)
+    assert (second["seconds"], second["wait_seconds"]) == (0.3, None)
+    assert first["wait_seconds"] == 0.125
     assert sum_collectives([]) == []
 
 
@@ -230,7 +233,9 @@ def test_summary_of_a_run_as_planned() -> None:
         "prefill: 1.00 s in all, predicted 1.50 s (+50%); "
         "communication 0.0%, 0 ns and 0 B per step",
         "decode: 2.00 s in all, predicted 1.80 s (-10%); "
-        "communication 25.0%, 5.00 ms and 10.00 KiB per step, a token of each sequence",
+        "communication 25.0%, 5.00 ms and 10.00 KiB per step, a token of each sequence, "
+        "1.25 ms of it waiting for late ranks",
+        "instruments: 100.00 µs per step, 0.34% of it",
     ]
 
 
@@ -252,7 +257,17 @@ def test_plan_table() -> None:
     text = printed(plan_tables, {"plans": [plan(2), plan(1)], "rejected": rejected})
     assert "Layouts that fit: 2" in text
     assert "Plan: tp=2 pp=1 dp=1, toy on local" in text
-    for word in ("600.00 MiB", "300.00 MiB", "768.00 KiB", "12.50 ms", "2.25 J", "20.0%", "50%", "12345.6", "0-1"):
+    for word in (
+        "600.00 MiB",
+        "300.00 MiB",
+        "768.00 KiB",
+        "12.50 ms",
+        "2.25 J",
+        "20.0%",
+        "50%",
+        "12345.6",
+        "0-1",
+    ):
         assert word in text
     assert "[bold]" in text and "use tp=4" in text
     assert all(len(line) <= COLUMNS for line in tables_of(text))
@@ -296,6 +311,16 @@ def test_refusals_that_differ_in_dp_alone_share_a_row() -> None:
     text = printed(plan_tables, {"plans": [], "rejected": rejected})
     assert "tp=2 pp=1 dp=1-3" in text and "tp=2 pp=1 dp=4-5" in text
     assert text.count("toy doesn't fit: ") == 2
+
+
+def test_the_instruments_cost_is_that_of_the_rank_where_it_is_most() -> None:
+    report = build_report(plan(), [found(0), found(1)], [], STEPS)
+    assert report["instrument"]["seconds_per_step"] == pytest.approx(1e-4)
+    assert report["instrument"]["share"] == pytest.approx(0.0102 / 3.0)
+    assert [rank["rank"] for rank in report["instrument"]["ranks"]] == [0, 1]
+    assert [row["rank"] for row in report["memory_timeline"]] == [0, 1]
+    nothing = build_report(plan(), [], [], STEPS)["instrument"]
+    assert nothing == {"seconds_per_step": None, "share": None, "ranks": []}
 
 
 def test_a_plain_console_shows_all_in_a_pipe() -> None:

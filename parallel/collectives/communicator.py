@@ -14,11 +14,14 @@ from typing import NamedTuple
 import torch
 
 from parallel.collectives import ops
-from parallel.collectives.transport import Transport
+from parallel.collectives.transport import OnWire, Transport
 from parallel.devices.base import Device, Timer
-from parallel.instrument.ledger import Counter, Ledger
+from parallel.instrument.ledger import Key, Ledger
+from parallel.instrument.spans import NO_PEER
 
 _MOST_UNRESOLVED = 4096
+_Begun = tuple[int, str, str, torch.Tensor, int, int]
+"""Number, operation, layer kind, array, time in ns, peer: cheaper to make than a `Current`."""
 
 
 class Current(NamedTuple):
@@ -33,6 +36,18 @@ class Current(NamedTuple):
     dtype: torch.dtype
     since: float
     source: int | None
+
+
+class _Owed(NamedTuple):
+    """A collective whose times the device hasn't told yet."""
+
+    current: Current
+    timer: Timer
+    on_wire: OnWire | None
+    key: Key
+    bytes: int
+    step: int
+    peer: int
 
 
 class Communicator:
@@ -53,16 +68,13 @@ class Communicator:
         self.axis, self.ranks, self.index = axis, tuple(ranks), index
         self.size = len(self.ranks)
         self.ledger, self.device = ledger, device
-        self.current: Current | None = None
         self.sequence = 0
         self.muted = False
+        self.backend = "none" if transport is None else transport.name
         self._transport = transport
-        self._unresolved: deque[tuple[Counter, Timer, Current]] = deque()
+        self._begun: _Begun | None = None
+        self._owed: deque[_Owed] = deque()
         self._handle = ops.register(self)
-
-    @property
-    def backend(self) -> str:
-        return "none" if self._transport is None else self._transport.name
 
     @property
     def reason(self) -> str:
@@ -108,23 +120,23 @@ class Communicator:
     def run_all_reduce(self, x: torch.Tensor, layer: str) -> None:
         timer = self._begin("all_reduce", x, layer)
         self._wire.all_reduce(x)
-        self._end(timer, self._count("all_reduce", layer, self._reduced_bytes(x)))
+        self._end(timer, self._reduced_bytes(x))
 
     def run_all_gather(self, x: torch.Tensor, sizes: Sequence[int], layer: str) -> torch.Tensor:
         timer = self._begin("all_gather", x, layer)
         out = self._wire.all_gather(x, sizes)
-        self._end(timer, self._count("all_gather", layer, self._gathered_bytes(x, sizes)))
+        self._end(timer, self._gathered_bytes(x, sizes))
         return out
 
     def run_send(self, x: torch.Tensor, to: int, layer: str) -> None:
-        timer = self._begin("send", x, layer)
-        self._wire.send(x, to)
-        self._end(timer, self._count("send", layer, x.nbytes))
+        timer = self._begin("send", x, layer, self.ranks[to])
+        on_wire = self._wire.send(x, to)
+        self._end(timer, x.nbytes, on_wire)
 
     def run_recv(self, x: torch.Tensor, source: int, layer: str) -> None:
         timer = self._begin("recv", x, layer, self.ranks[source])
         self._wire.recv(x, source)
-        self._end(timer, self._count("recv", layer, 0))
+        self._end(timer, 0)
 
     def dry_run(self, op: str, x: torch.Tensor, layer: str, sizes: Sequence[int] = ()) -> None:
         """Counts a call on fake tensors, where that is the whole run. A compiler that traces real
@@ -138,7 +150,7 @@ class Communicator:
                 sent = self._gathered_bytes(x, sizes)
             case _:
                 sent = x.nbytes if op == "send" else 0
-        self._count(op, layer, sent)
+        self.ledger.count((self.axis, op, layer, self.ledger.phase, self.backend), sent)
 
     def _reduced_bytes(self, x: torch.Tensor) -> int:
         return 2 * (self.size - 1) * x.nbytes // self.size
@@ -147,49 +159,67 @@ class Communicator:
         rows = x.numel() // x.shape[-1]
         return (self.size - 1) * rows * max(sizes) * x.element_size()
 
-    def _count(self, op: str, layer: str, sent_bytes: int) -> Counter:
-        return self.ledger.add(self.axis, op, layer, self.backend, sent_bytes, 0.0)
-
     @property
     def _wire(self) -> Transport:
         assert self._transport is not None, f"axis {self.axis} has one rank and no transport"
         return self._transport
 
-    def _begin(self, op: str, x: torch.Tensor, layer: str, source: int | None = None) -> Timer:
+    def _begin(self, op: str, x: torch.Tensor, layer: str, peer: int = NO_PEER) -> Timer | None:
+        """None where the host's clock does."""
         self.sequence += 1
-        self.current = Current(
-            self.sequence, self.axis, op, layer, x.shape, x.dtype, time.monotonic(), source
-        )
-        timer = self.device.timer()
-        timer.start()
+        timer = None
+        if not self.device.immediate:
+            timer = self.device.timer()
+            timer.start()
+        self._begun = (self.sequence, op, layer, x, time.monotonic_ns(), peer)
         return timer
 
-    def _end(self, timer: Timer, counter: Counter) -> None:
-        timer.stop()
-        current, self.current = self.current, None
-        if timer.immediate:
-            counter.seconds += timer.seconds()
+    def _end(self, timer: Timer | None, sent_bytes: int, on_wire: OnWire | None = None) -> None:
+        begun = self._begun
+        assert begun is not None
+        _, op, layer, _, begin_ns, peer = begun
+        ledger = self.ledger
+        key = (self.axis, op, layer, ledger.phase, self.backend)
+        if timer is None:
+            self._begun = None
+            ledger.add(key, sent_bytes, begin_ns, time.monotonic_ns(), peer)
             return
-        assert current is not None
-        self._unresolved.append((counter, timer, current))
-        while len(self._unresolved) > _MOST_UNRESOLVED:
-            self._resolve_oldest()
+        timer.stop()
+        ledger.count(key, sent_bytes)
+        step = ledger.spans.step
+        current = self._current(begun)
+        self._owed.append(_Owed(current, timer, on_wire, key, sent_bytes, step, peer))
+        self._begun = None
+        while len(self._owed) > _MOST_UNRESOLVED:
+            self._resolve(self._owed.popleft())
+
+    def _current(self, begun: _Begun) -> Current:
+        number, op, layer, x, begin_ns, peer = begun
+        source = peer if op == "recv" else None
+        since = begin_ns / 1e9
+        return Current(number, self.axis, op, layer, x.shape, x.dtype, since, source)
 
     def waiting(self) -> Current | None:
         """The oldest collective that hasn't ended, on the device too. For any thread."""
-        for _, timer, current in self._unresolved.copy():
-            if not timer.done():
-                return current
-        return self.current
+        for owed in self._owed.copy():
+            if not owed.timer.done():
+                return owed.current
+        begun = self._begun
+        return None if begun is None else self._current(begun)
 
     def resolve(self) -> None:
         """Reads the times that the device still owed the ledger."""
-        while self._unresolved:
-            self._resolve_oldest()
+        while self._owed:
+            self._resolve(self._owed.popleft())
 
-    def _resolve_oldest(self) -> None:
-        counter, timer, _ = self._unresolved.popleft()
-        counter.seconds += timer.seconds()
+    def _resolve(self, owed: _Owed) -> None:
+        """What the timer saw kept the device's stream from its work: it is exposed. A transfer that
+        took longer went on beside that work."""
+        begin_ns, end_ns = owed.timer.stretch_ns()
+        self.ledger.settle(owed.key, owed.bytes, begin_ns, end_ns, owed.peer, owed.step)
+        if owed.on_wire is not None:
+            hidden = owed.on_wire() - owed.timer.seconds()
+            self.ledger.counters[owed.key].hidden_seconds += max(hidden, 0.0)
 
     def close(self) -> None:
         self.flush()

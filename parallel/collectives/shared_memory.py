@@ -20,7 +20,7 @@ import torch
 from parallel.collectives.choice import WORKSPACE_BYTES, RankFacts, group_mark, served_token
 from parallel.collectives.exchange import Exchange
 from parallel.collectives.operator_build import build_operator, load_operator
-from parallel.collectives.transport import Transport
+from parallel.collectives.transport import OnWire, Transport
 from parallel.errors import RunError
 
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -56,8 +56,8 @@ class SharedMemoryTransport(Transport):
         self._all_reduce(out)
         return out
 
-    def send(self, x: torch.Tensor, to: int) -> None:
-        self.general.send(x, to)
+    def send(self, x: torch.Tensor, to: int) -> OnWire | None:
+        return self.general.send(x, to)
 
     def recv(self, x: torch.Tensor, source: int) -> None:
         self.general.recv(x, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from parallel.planner.activations import kept_sends
+
+OnWire = Callable[[], float]
+"""Seconds that a transfer took on the backend's own stream, once it has ended."""
 
 
 class Transport(ABC):
@@ -30,7 +34,8 @@ class Transport(ABC):
     def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor: ...
 
     @abstractmethod
-    def send(self, x: torch.Tensor, to: int) -> None: ...
+    def send(self, x: torch.Tensor, to: int) -> OnWire | None:
+        """None where the backend doesn't time what goes on beside the caller's work."""
 
     @abstractmethod
     def recv(self, x: torch.Tensor, source: int) -> None: ...
@@ -49,6 +54,8 @@ class ProcessGroupTransport(Transport):
         self.name, self.reason = name, reason
         self.dry = name == "fake"
         self._batched = name == "nccl"
+        if self._batched:
+            group._enable_collectives_timing()  # type: ignore[attr-defined]
         self._most = kept_sends(batches)
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
 
@@ -68,13 +75,15 @@ class ProcessGroupTransport(Transport):
         dist.all_gather(pieces, mine, group=self.group)
         return torch.cat([p[..., :n] for p, n in zip(pieces, sizes, strict=True)], dim=-1)
 
-    def send(self, x: torch.Tensor, to: int) -> None:
+    def send(self, x: torch.Tensor, to: int) -> OnWire | None:
         """Returns at once; the tensor is kept until it has left."""
         x = x.contiguous()
-        for work in self._start(dist.isend, x, to):
+        works = self._start(dist.isend, x, to)
+        for work in works:
             self._sent.append((work, x))
         while len(self._sent) > self._most:
             self._sent.popleft()[0].wait()
+        return partial(_wire_seconds, works) if self._batched else None
 
     def recv(self, x: torch.Tensor, source: int) -> None:
         for work in self._start(dist.irecv, x, source):
@@ -91,3 +100,9 @@ class ProcessGroupTransport(Transport):
     def flush(self) -> None:
         while self._sent:
             self._sent.popleft()[0].wait()
+
+
+def _wire_seconds(works: Sequence[dist.Work]) -> float:
+    """NCCL's own events, on its stream; 0 for what hasn't ended."""
+    ended = (work for work in works if work.is_completed())
+    return sum(work._get_duration() / 1e3 for work in ended)  # type: ignore[attr-defined]

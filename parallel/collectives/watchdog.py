@@ -67,7 +67,7 @@ class Watchdog:
                 if late is None or time.monotonic() - late.since <= self._timeout_seconds:
                     continue
                 missing = self._missing(communicator, late)
-                if communicator.waiting() is late:
+                if communicator.waiting() == late:
                     self._expired(self._timeout(late, missing))
                     return
 

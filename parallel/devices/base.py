@@ -19,8 +19,19 @@ class MemoryStatistics:
     peak_rss_bytes: int
 
 
+@dataclass(frozen=True)
+class MemoryInUse:
+    """Bytes at this moment: the process's resident memory, and what the allocator has given out
+    and keeps (None without one that counts)."""
+
+    resident_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
 class Timer(ABC):
-    """Measures one stretch of work; `seconds` waits for the device unless `immediate`."""
+    """Measures one stretch of work; `seconds` and `stretch_ns` wait for the device unless
+    `immediate`."""
 
     immediate = True
 
@@ -32,6 +43,10 @@ class Timer(ABC):
 
     @abstractmethod
     def seconds(self) -> float: ...
+
+    @abstractmethod
+    def stretch_ns(self) -> tuple[int, int]:
+        """Its begin and end on the host's monotonic clock, ns."""
 
     @abstractmethod
     def done(self) -> bool:
@@ -53,8 +68,10 @@ def _reached() -> None:
 
 
 class Device(ABC):
-    """One rank's device: allocation, copies, timing, memory statistics."""
+    """One rank's device: allocation, copies, timing, memory statistics. `immediate`: what it is
+    given is done when the call returns."""
 
+    immediate = True
     kind: str
     name: str
     torch_device: torch.device
@@ -84,6 +101,10 @@ class Device(ABC):
     @abstractmethod
     def timer(self) -> Timer: ...
 
+    def keep_time(self) -> None:
+        """Between steps: ties the device's clock to the host's anew where they have drifted."""
+        return
+
     def mark(self) -> Callable[[], None]:
         """A place in the device's work so far; the result waits until it has been reached."""
         return _reached
@@ -94,6 +115,10 @@ class Device(ABC):
 
     @abstractmethod
     def memory_statistics(self) -> MemoryStatistics: ...
+
+    @abstractmethod
+    def memory_in_use(self) -> MemoryInUse:
+        """Cheap enough for every few steps; waits for nothing."""
 
     @abstractmethod
     def reset_peak(self) -> None:

@@ -10,24 +10,27 @@ from math import prod
 import torch
 
 from parallel.devices import onednn
-from parallel.devices.base import Device, MemoryStatistics, PackedLinear, Timer
-from parallel.devices.process import status_bytes
+from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, PackedLinear, Timer
+from parallel.devices.process import ResidentMemory, status_bytes
 
 _LAZY_BYTES = 1 << 20
 
 
 class HostTimer(Timer):
     def __init__(self) -> None:
-        self._began = self._seconds = 0.0
+        self._begin_ns = self._end_ns = 0
 
     def start(self) -> None:
-        self._began = time.perf_counter()
+        self._begin_ns = time.monotonic_ns()
 
     def stop(self) -> None:
-        self._seconds = time.perf_counter() - self._began
+        self._end_ns = time.monotonic_ns()
 
     def seconds(self) -> float:
-        return self._seconds
+        return (self._end_ns - self._begin_ns) / 1e9
+
+    def stretch_ns(self) -> tuple[int, int]:
+        return self._begin_ns, self._end_ns
 
     def done(self) -> bool:
         return True
@@ -40,6 +43,7 @@ class CpuDevice(Device):
     def __init__(self, threads: int | None = None):
         self.torch_device = torch.device("cpu")
         self.threads = threads
+        self._resident = ResidentMemory()
 
     def activate(self) -> None:
         if self.threads is not None:
@@ -72,6 +76,9 @@ class CpuDevice(Device):
         resident = status_bytes("VmRSS")
         peak = status_bytes("VmHWM")
         return MemoryStatistics(resident, peak, resident, peak)
+
+    def memory_in_use(self) -> MemoryInUse:
+        return MemoryInUse(self._resident.bytes)
 
     def reset_peak(self) -> None:
         return

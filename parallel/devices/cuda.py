@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from parallel.devices.base import Device, MemoryStatistics, Timer
-from parallel.devices.process import status_bytes
+from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, Timer
+from parallel.devices.process import ResidentMemory, status_bytes
+
+_ANCHOR_NS = 10_000_000_000
+"""Age at which a new anchor is taken: events tell times from it as floats of milliseconds, whose
+last digit is then a microsecond."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An event, and the host's time when the device reached it."""
+
+    event: torch.cuda.Event
+    host_ns: int
+
+    @classmethod
+    def take(cls) -> Anchor:
+        """Waits for the device."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return cls(event, time.monotonic_ns())
 
 
 class EventTimer(Timer):
@@ -15,7 +37,8 @@ class EventTimer(Timer):
 
     immediate = False
 
-    def __init__(self) -> None:
+    def __init__(self, anchor: Anchor) -> None:
+        self._anchor = anchor
         self._begin = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
 
@@ -29,15 +52,24 @@ class EventTimer(Timer):
         self._end.synchronize()
         return float(self._begin.elapsed_time(self._end)) / 1e3
 
+    def stretch_ns(self) -> tuple[int, int]:
+        seconds = self.seconds()
+        anchor = self._anchor
+        begin = anchor.host_ns + round(anchor.event.elapsed_time(self._begin) * 1e6)
+        return begin, begin + round(seconds * 1e9)
+
     def done(self) -> bool:
         return bool(self._end.query())
 
 
 class CudaDevice(Device):
     kind = "cuda"
+    immediate = False
 
     def __init__(self, index: int):
         self.torch_device = torch.device("cuda", index)
+        self._anchor: Anchor | None = None
+        self._resident = ResidentMemory()
         self.name = torch.cuda.get_device_name(index)
 
     def activate(self) -> None:
@@ -50,7 +82,15 @@ class CudaDevice(Device):
         return out.copy_(host, non_blocking=True)
 
     def timer(self) -> Timer:
-        return EventTimer()
+        if self._anchor is None:
+            self._anchor = Anchor.take()
+        return EventTimer(self._anchor)
+
+    def keep_time(self) -> None:
+        """Once in ten seconds this waits for what is queued."""
+        anchor = self._anchor
+        if anchor is None or time.monotonic_ns() - anchor.host_ns > _ANCHOR_NS:
+            self._anchor = Anchor.take()
 
     def mark(self) -> Callable[[], None]:
         event = torch.cuda.Event()
@@ -66,6 +106,14 @@ class CudaDevice(Device):
             torch.cuda.max_memory_allocated(self.torch_device),
             torch.cuda.memory_reserved(self.torch_device),
             status_bytes("VmHWM"),
+        )
+
+    def memory_in_use(self) -> MemoryInUse:
+        found = torch.cuda.memory_stats(self.torch_device)
+        return MemoryInUse(
+            self._resident.bytes,
+            found["allocated_bytes.all.current"],
+            found["reserved_bytes.all.current"],
         )
 
     def reset_peak(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from parallel.devices.base import Device, MemoryStatistics, Timer
+from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, Timer
 from parallel.devices.cpu import HostTimer
 
 
@@ -38,6 +38,9 @@ class FakeCudaDevice(Device):
 
     def memory_statistics(self) -> MemoryStatistics:
         return MemoryStatistics(0, 0, 0, 0)
+
+    def memory_in_use(self) -> MemoryInUse:
+        return MemoryInUse(0)
 
     def reset_peak(self) -> None:
         return

@@ -6,45 +6,87 @@ Bytes are those that one rank sends, padding included: 2(n-1)/n·S for an all-re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
+from parallel.instrument.spans import NO_PEER, Kind, Spans
+
 Row = dict[str, Any]
-_Key = tuple[str, str, str, str, str]
+Key = tuple[str, str, str, str, str]
+"""Axis, operation, layer kind, phase, backend."""
 
 
-@dataclass
 class Counter:
-    calls: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
+    """`seconds` kept the rank from computing; `hidden_seconds` of the transfer went on beside its
+    own work. `kind` is the place in the table of spans."""
+
+    __slots__ = ("bytes", "calls", "hidden_seconds", "kind", "nanoseconds")
+
+    def __init__(self, kind: int):
+        self.kind = kind
+        self.calls = self.bytes = self.nanoseconds = 0
+        self.hidden_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.nanoseconds / 1e9
 
 
-@dataclass
 class Ledger:
-    """Counters by axis, operation, layer kind, phase and backend. `phase` is set by the engine."""
+    """Counters and spans of one rank. `phase` is that of the step under way."""
 
-    phase: str = "load"
-    counters: dict[_Key, Counter] = field(default_factory=dict)
+    def __init__(self, phase: str = "load", spans: Spans | None = None):
+        self.phase = phase
+        self.spans = Spans() if spans is None else spans
+        self.counters: dict[Key, Counter] = {}
 
-    def add(
-        self, axis: str, op: str, layer: str, backend: str, sent_bytes: int, seconds: float
-    ) -> Counter:
-        key = (axis, op, layer, self.phase, backend)
-        counter = self.counters.get(key)
-        if counter is None:
-            counter = self.counters[key] = Counter()
+    def begin_step(self, phase: str) -> None:
+        self.phase = phase
+        self.spans.begin_step()
+
+    def counter(self, key: Key) -> Counter:
+        found = self.counters.get(key)
+        if found is None:
+            axis, op, layer, phase, backend = key
+            kind = self.spans.place(Kind("collective", op, phase, layer, axis, backend))
+            found = self.counters[key] = Counter(kind)
+        return found
+
+    def count(self, key: Key, sent_bytes: int) -> Counter:
+        """A call whose time isn't known, or not yet."""
+        counter = self.counter(key)
         counter.calls += 1
         counter.bytes += sent_bytes
-        counter.seconds += seconds
         return counter
+
+    def add(
+        self, key: Key, sent_bytes: int, begin_ns: int, end_ns: int, peer: int = NO_PEER
+    ) -> None:
+        """A call that has ended, and kept the rank waiting all the while."""
+        counter = self.counters.get(key) or self.counter(key)
+        counter.calls += 1
+        counter.bytes += sent_bytes
+        counter.nanoseconds += end_ns - begin_ns
+        spans = self.spans
+        if spans.wanted:
+            spans.add_collective(counter.kind, spans.step, begin_ns, end_ns, sent_bytes, peer)
+
+    def settle(
+        self, key: Key, sent_bytes: int, begin_ns: int, end_ns: int, peer: int, step: int
+    ) -> None:
+        """The times of a call that was counted in `step`; nothing if the counters have been reset
+        since."""
+        counter = self.counters.get(key)
+        if counter is not None:
+            counter.nanoseconds += end_ns - begin_ns
+            self.spans.add_collective(counter.kind, step, begin_ns, end_ns, sent_bytes, peer)
 
     def reset(self) -> None:
         self.counters.clear()
+        self.spans.reset()
 
     def rows(self, rank: int) -> list[Row]:
-        """In the report's form; `wait_seconds` is known when all ranks' rows are together."""
+        """In the report's form; waiting and transfer are told apart when the stamps of all ranks
+        are together (waits.py)."""
         return [
             {
                 "rank": rank,
@@ -56,30 +98,11 @@ class Ledger:
                 "calls": c.calls,
                 "bytes": c.bytes,
                 "seconds": c.seconds,
+                "transfer_seconds": None,
                 "wait_seconds": None,
+                "sampled_calls": 0,
+                "exposed_seconds": c.seconds,
+                "hidden_seconds": c.hidden_seconds,
             }
             for (axis, op, layer, phase, backend), c in sorted(self.counters.items())
         ]
-
-
-def merge_waits(rows: Iterable[Row], group_of: Callable[[str, int], tuple[int, ...]]) -> list[Row]:
-    """Fills `wait_seconds`: a rank's seconds less the least of its group for the same operation.
-
-    The last to arrive waits least, so this is a lower bound of the waiting. It stays None where
-    a rank of the group has no such row (the ends of a pipeline's sends)."""
-    rows = list(rows)
-    seconds: dict[object, dict[int, float]] = {}
-
-    def key(row: Row) -> object:
-        group = group_of(row["axis"], row["rank"])
-        return (group, row["op"], row["phase"], row["layer"], row["backend"])
-
-    for row in rows:
-        seconds.setdefault(key(row), {})[row["rank"]] = row["seconds"]
-    out = []
-    for row in rows:
-        group, found = group_of(row["axis"], row["rank"]), seconds[key(row)]
-        whole = all(rank in found for rank in group)
-        wait = row["seconds"] - min(found.values()) if whole else None
-        out.append({**row, "wait_seconds": wait})
-    return out

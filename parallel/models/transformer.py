@@ -6,6 +6,8 @@ know which part of a matrix is theirs; the model doesn't.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from parallel.architecture.spec import Attention, FeedForward, Role
@@ -69,11 +71,16 @@ class TransformerBlock:
         return x + self.feed_forward(self.ffn_norm(x))
 
 
+RunBlock = Callable[[TransformerBlock, torch.Tensor, LayerCache, StepInput], torch.Tensor]
+
+
 class Transformer:
-    """The layers of one stage: the first one embeds, the last one gives logits."""
+    """The layers of one stage: the first one embeds, the last one gives logits. `run_block` runs
+    one block; who wants to look on puts another in its place."""
 
     def __init__(self, build: LayerBuilder):
         stage = build.stage
+        self.run_block: RunBlock = TransformerBlock.__call__
         self.embedding = build.token_embedding()
         self.positions = build.position_embedding()
         self.blocks = [TransformerBlock(i, build) for i in stage.layers]
@@ -98,7 +105,7 @@ class Transformer:
                 hidden = hidden + self.positions.index_select(0, step.positions)
         assert hidden is not None, "a later stage needs the hidden states of the one before"
         for block in self.blocks:
-            hidden = block(hidden, cache.layers[block.layer], step)
+            hidden = self.run_block(block, hidden, cache.layers[block.layer], step)
         return hidden
 
     def logits(self, hidden: torch.Tensor, step: StepInput) -> torch.Tensor:

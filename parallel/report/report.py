@@ -1,10 +1,10 @@
 """The plan beside what was counted: the report's JSON form and what it says in a few lines.
 
 A rank's measurements come as `{"rank", "measured_bytes": {cause: bytes or None}, "bytes_read",
-"peak_rss_bytes"}`, a collective as `{"rank", "axis", "op", "phase", "layer", "backend", "calls",
-"bytes", "seconds", "wait_seconds"}` where `seconds` is the whole time in it and `wait_seconds`
-the part spent on late peers. A phase's entry in `steps` holds `predicted_seconds` and
-`measured_seconds`, summed over the run, and `steps`, how many there were.
+"peak_rss_bytes", "memory_timeline", "instrument"}`, a collective as `{"rank", "axis", "op",
+"phase", "layer", "backend", "calls", "bytes", "seconds", "wait_seconds", …}` where `seconds` is the
+whole time in it and `wait_seconds` the part spent on late peers. A phase's entry in `steps` holds
+`predicted_seconds` and `measured_seconds`, summed over the run, and `steps`, how many there were.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ CAUSES = (
 EXACT = ("weights", "kv_cache")
 PHASES = ("prefill", "decode")
 _GROUP = ("axis", "op", "layer", "phase", "backend")
+SPLITS = ("transfer_seconds", "wait_seconds", "exposed_seconds", "hidden_seconds")
+"""Parts of a collective's seconds; `hidden_seconds` are beside them."""
 
 
 def build_report(
@@ -43,6 +45,7 @@ def build_report(
     `one_rank_bytes` is what a single rank would hold of `weights` and `kv_cache`; without it
     the ranks of one replica are summed, where what they hold twice counts twice."""
     measured = {entry["rank"]: entry for entry in ranks}
+    timelines = (entry.get("memory_timeline") or () for entry in measured.values())
     entries = [dict(entry) for entry in collectives]
     return {
         "plan": dict(plan),
@@ -53,6 +56,22 @@ def build_report(
         "communication": {
             phase: _phase_cost(entries, phase, steps[phase]) for phase in PHASES if phase in steps
         },
+        "memory_timeline": [row for rows in timelines for row in rows],
+        "instrument": _instrument(measured, steps),
+    }
+
+
+def _instrument(measured: Mapping[int, Json], steps: Mapping[str, Json]) -> dict[str, Any]:
+    """What the instruments cost a step, on the rank where they cost most."""
+    found = {rank: cost for rank, entry in measured.items() if (cost := entry.get("instrument"))}
+    each = [cost["seconds"] / cost["steps"] for cost in found.values() if cost["steps"]]
+    count = sum(step.get("steps") or 0 for step in steps.values())
+    seconds = sum(step.get("measured_seconds") or 0.0 for step in steps.values())
+    most = max(each, default=None)
+    return {
+        "seconds_per_step": most,
+        "share": None if most is None or not seconds else most * count / seconds,
+        "ranks": [{"rank": rank, **cost} for rank, cost in found.items()],
     }
 
 
@@ -109,8 +128,9 @@ def sum_steps(parts: Iterable[Json]) -> dict[str, Any]:
 def sum_collectives(collectives: Iterable[Json]) -> list[dict[str, Any]]:
     """One row for each axis, op, layer, phase and backend, over all ranks.
 
-    Ranks take part in a collective together: `calls`, `bytes`, `seconds` and `wait_seconds` are
-    those of the rank that has most, `all_ranks_bytes` is the sum. Most time first."""
+    Ranks take part in a collective together: `calls`, `bytes` and `seconds` are those of the rank
+    that has most, the parts of `seconds` are that rank's, `all_ranks_bytes` is the sum. Most time
+    first."""
     groups: dict[tuple[str, ...], list[Json]] = {}
     for entry in collectives:
         groups.setdefault(tuple(str(entry[key]) for key in _GROUP), []).append(entry)
@@ -122,7 +142,7 @@ def sum_collectives(collectives: Iterable[Json]) -> list[dict[str, Any]]:
             "bytes": _most(entries, "bytes"),
             "all_ranks_bytes": sum(entry["bytes"] for entry in entries),
             "seconds": _most(entries, "seconds"),
-            "wait_seconds": _most(entries, "wait_seconds"),
+            **_split(entries),
         }
         for group, entries in groups.items()
     ]
@@ -142,11 +162,26 @@ def _phase_cost(collectives: Sequence[Json], phase: str, step: Json) -> dict[str
     entries = [entry for entry in collectives if entry["phase"] == phase]
     seconds, sent = _most(entries, "seconds"), _most(entries, "bytes")
     count, measured = step.get("steps"), step.get("measured_seconds")
+    parts = {f"{part}_per_step": found for part, found in _split(entries).items()}
     return {
         "bytes_per_step": sent / count if count else None,
         "seconds_per_step": seconds / count if count else None,
         "share": seconds / measured if measured else None,
+        **{name: None if not count or s is None else s / count for name, s in parts.items()},
     }
+
+
+def _split(entries: Iterable[Json]) -> dict[str, float | None]:
+    """The parts of the seconds of the rank that has most; None where they weren't taken."""
+    ranks: dict[int, list[Json]] = {}
+    for entry in entries:
+        ranks.setdefault(entry["rank"], []).append(entry)
+    own = max(ranks.values(), key=lambda e: sum(entry["seconds"] for entry in e), default=[])
+    found: dict[str, float | None] = {}
+    for part in SPLITS:
+        known = [entry[part] for entry in own if entry.get(part) is not None]
+        found[part] = sum(known) if known else None
+    return found
 
 
 def relative_error(predicted: float | None, measured: float | None) -> float | None:
@@ -181,6 +216,10 @@ def summary_lines(report: Json) -> list[str]:
         if error is not None:
             line += f", predicted {format_seconds(predicted)} ({error:+.0%})"
         lines.append(line + _cost(report["communication"][phase], phase))
+    instrument = report["instrument"]
+    if instrument["share"] is not None:
+        took = format_seconds(instrument["seconds_per_step"])
+        lines.append(f"instruments: {took} per step, {instrument['share']:.2%} of it")
     return lines
 
 
@@ -223,6 +262,8 @@ def _cost(cost: Json, phase: str) -> str:
             f", {format_seconds(cost['seconds_per_step'])} and "
             f"{format_bytes(cost['bytes_per_step'])} per {per}"
         )
+    if (wait := cost["wait_seconds_per_step"]) is not None:
+        text += f", {format_seconds(wait)} of it waiting for late ranks"
     return text
 
 

@@ -33,6 +33,7 @@ _PLANS_SHOWN = 12
 _REJECTED_SHOWN = 12
 _RANKS_SHOWN = 8
 _COLLECTIVES_SHOWN = 24
+_SPLITS = ("exposed_seconds", "transfer_seconds", "wait_seconds", "hidden_seconds")
 _LEGEND = "~ is an estimate, the others are exact"
 _TITLES = {
     "kv_cache": "KV cache",
@@ -240,17 +241,17 @@ def _report_collectives(report: Json, console: Console) -> None:
         if not here:
             continue
         seconds = report["steps"].get(phase, {}).get("measured_seconds")
-        table = make_table("axis|op|layer|backend|calls|sent|time|waiting|of step", left=4, fold=3)
+        title = "axis|op|layer|backend|calls|sent|exposed|transfer|waiting|hidden|of step"
+        table = make_table(title, left=4, fold=3, gap=1)
         for row in here[:_COLLECTIVES_SHOWN]:
             table.add_row(
                 *(row[key] for key in ("axis", "op", "layer", "backend")),
                 str(row["calls"]),
                 format_bytes(row["bytes"]),
-                format_seconds(row["seconds"]),
-                format_seconds(row["wait_seconds"]),
+                *("-" if row[p] is None else format_seconds(row[p]) for p in _SPLITS),
                 _share(row["seconds"], seconds),
             )
-        write_heading(console, f"Collectives in {phase}, of the rank that has most of each")
+        write_heading(console, f"Collectives in {phase}, of the rank that spends most on each")
         write_table(console, table)
         write_more(console, len(here) - _COLLECTIVES_SHOWN, "collectives")
     console.print()

@@ -149,7 +149,8 @@ class Engine:
         serial, batch = self._in_flight.popleft()
         while serial not in self._results:
             began = self.clock.now()
-            result = StepResult.from_wire(self.control.receive_reply())
+            reply = self.worker.tracer.awaited("reply", self.control.receive_reply)
+            result = StepResult.from_wire(reply)
             self.reply_seconds += self.clock.now() - began
             self._results[result.serial] = result
         choices = self._results.pop(serial).choices

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from parallel.collectives.clocks import RankClock
 from parallel.collectives.control import ControlChannel
 from parallel.collectives.lifeline import Lifeline
 from parallel.collectives.mesh import Mesh, MeshOptions
@@ -17,11 +18,19 @@ from parallel.collectives.watchdog import Watchdog
 from parallel.devices.base import Device
 from parallel.instrument.clock import StepClock
 from parallel.instrument.ledger import Ledger
+from parallel.instrument.spans import Spans
 from parallel.planner.plan import Plan
 from parallel.report.report import sum_steps
 from parallel.requests.wire import connect
 from parallel.runtime.engine import Engine, Requests
-from parallel.runtime.reporting import Json, make_report, predicted_steps, rank_report
+from parallel.runtime.job_instruments import Instruments, ring_capacity
+from parallel.runtime.reporting import (
+    Json,
+    make_report,
+    make_trace,
+    predicted_steps,
+    rank_report,
+)
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.warmup import Peak, warm_up
 from parallel.runtime.worker import Worker
@@ -30,7 +39,8 @@ _LOAD_TIMEOUT = timedelta(hours=12)
 
 
 class RankJob:
-    """Everything that this rank holds, made in order and given back in reverse."""
+    """Everything that this rank holds, made in order and given back in reverse. The last
+    `trace_steps` steps are kept for a trace."""
 
     def __init__(
         self,
@@ -39,21 +49,26 @@ class RankJob:
         device: Device,
         options: MeshOptions,
         make_worker: type[Worker] = Worker,
+        trace_steps: int = 0,
     ):
         self.plan, self.rank, self.device = plan, rank, device
         degrees = plan.layout.degrees
         self.coordinates = degrees.coordinates(rank)
         self.replica = degrees.replica(self.coordinates.dp)
         self.is_leader = rank == self.replica[0]
-        self.ledger = Ledger()
+        self.trace_steps = trace_steps
+        layers = len(plan.layout.stage(rank).layers)
+        self.ledger = Ledger(spans=Spans(ring_capacity(layers, trace_steps)))
         self.clock = StepClock()
         self.activations = Peak(0, 0)
         self.mesh = Mesh.create(degrees, rank, device, self.ledger, options)
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
         self.control = ControlChannel.open(self.mesh, self.replica)
+        self.rank_clock = RankClock.open(self.mesh)
         self.runtime_bytes = device.context_bytes()
         self.worker = make_worker(plan, rank, self.mesh, device, self.ledger)
+        self.instruments = Instruments(self.worker, device, self.rank_clock, self.runtime_bytes)
 
     def load(self, advance: Callable[[int], None]) -> None:
         """Ends when all ranks have loaded: hosts read at different speeds, and a collective that
@@ -62,10 +77,11 @@ class RankJob:
         self.worker.load(advance)
         ranks = range(self.plan.layout.degrees.world_size)
         self.mesh.exchange.barrier("loaded", ranks, _LOAD_TIMEOUT)
+        self.instruments.memory.event("loaded")
 
     def warm_up(self) -> None:
         self.activations = warm_up(self.worker, self.device)
-        self.ledger.reset()
+        self.instruments.warmed_up(self.activations.measured)
 
     def serve(self, address: tuple[str, int], authkey: bytes, facts: dict[str, Any]) -> None:
         """Until the router says stop. `facts` tell the router what it serves."""
@@ -104,7 +120,8 @@ class RankJob:
                 self.control.reply(self.own_report())
 
     def own_report(self) -> Json:
-        return rank_report(self.worker, self.activations, self.runtime_bytes)
+        memory = rank_report(self.worker, self.activations, self.runtime_bytes)
+        return {**memory, **self.instruments.report()}
 
     def replica_report(self) -> Json:
         """Gathered by the leader; its ranks answer over the control channel."""
@@ -115,14 +132,23 @@ class RankJob:
     def report(self, occasion: str) -> Json | None:
         """On rank 0 the report of all ranks, None elsewhere. Every rank calls it, outside of
         `serve`, with another word each time."""
+        self.rank_clock.measure()
         mine = {**self.own_report(), "steps": predicted_steps(self.plan, self.clock)}
         entries = self.mesh.collect(f"report/{occasion}", mine)
         if entries is None:
             return None
         return make_report(self.plan, entries, sum_steps(e["steps"] for e in entries))
 
+    def trace(self) -> Json | None:
+        """On rank 0 the trace of the last `trace_steps` steps of all ranks, None elsewhere. Every
+        rank calls it once, outside of `serve`."""
+        self.rank_clock.measure()
+        entries = self.mesh.collect("trace", self.instruments.trace(self.trace_steps))
+        return None if entries is None else make_trace(self.plan, entries, self.trace_steps)
+
     def close(self) -> None:
         self.watchdog.stop()
+        self.rank_clock.close()
         self.control.close()
         self.lifeline.close()
         self.mesh.close()

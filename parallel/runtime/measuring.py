@@ -151,7 +151,7 @@ def measure(job: RankJob, repeats: int, advance: Callable[[str], None]) -> Json 
     advance("warming up")
     _serve(job, 1)
     job.clock.counts.clear()
-    job.ledger.reset()
+    job.instruments.restart()
     worker.recorded = []
     job.mesh.exchange.barrier("measure", everyone)
     advance("running the workload")

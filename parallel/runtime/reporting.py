@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from parallel.instrument.clock import StepClock
-from parallel.instrument.ledger import merge_waits
+from parallel.instrument.stamps import from_wire
+from parallel.instrument.trace import RankTrace, trace_document
+from parallel.instrument.waits import split_waits
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.memory import kv_bytes_per_token, weight_bytes
@@ -21,9 +23,7 @@ Json = dict[str, Any]
 
 
 def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
-    """Measured bytes by cause of this rank, what was predicted of the same, its ledger's rows."""
-    for communicator in worker.mesh.communicators.values():
-        communicator.resolve()
+    """Measured bytes by cause of this rank, and what was predicted of the same."""
     memory = worker.device.memory_statistics()
     weights, cache = worker.weights.bytes, worker.cache.bytes
     return {
@@ -39,7 +39,6 @@ def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
         "predicted_activations": activations.predicted,
         "bytes_read": worker.bytes_read,
         "peak_rss_bytes": memory.peak_rss_bytes,
-        "collectives": worker.ledger.rows(worker.rank),
     }
 
 
@@ -65,10 +64,22 @@ def predicted_steps(plan: Plan, clock: StepClock) -> Json:
 
 def make_report(plan: Plan, ranks: list[Json], steps: Mapping[str, Json]) -> Json:
     """The report of the ranks given; waits are told apart where a group's ranks are all there."""
-    degrees = plan.layout.degrees
     rows = [row for entry in ranks for row in entry["collectives"]]
-    merged = merge_waits(rows, degrees.group)
-    return build_report(plan.to_json(), ranks, merged, steps, _one_rank(plan))
+    stamps = [from_wire(entry["stamps"]) for entry in ranks]
+    split = split_waits(rows, stamps, plan.layout.degrees.group)
+    return build_report(plan.to_json(), ranks, split, steps, _one_rank(plan))
+
+
+def make_trace(plan: Plan, entries: list[Json], steps: int) -> Json:
+    """The trace of the ranks given, see instrument/trace.py."""
+    degrees = plan.layout.degrees
+    ranks = []
+    for entry in entries:
+        stamps = from_wire(entry["stamps"])
+        at = degrees.coordinates(stamps[0])
+        name = f"rank {stamps[0]} (tp {at.tp}, pp {at.pp}, dp {at.dp})"
+        ranks.append(RankTrace(name, stamps, entry["memory"]))
+    return trace_document(ranks, degrees.group, steps)
 
 
 def _one_rank(plan: Plan) -> Json:

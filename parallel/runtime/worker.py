@@ -17,6 +17,7 @@ from parallel.models.transformer import Transformer
 from parallel.planner.plan import Plan
 from parallel.runtime.inputs import InputBuffers, Sizes
 from parallel.runtime.sequences import Sequences, StepMessage
+from parallel.runtime.tracing import Tracer
 from parallel.sharding.builder import LayerBuilder
 from parallel.sharding.loader import ShardReader
 from parallel.sharding.weights import Weights
@@ -42,8 +43,13 @@ class StepResult:
         )
 
 
+def _nothing(_: int) -> None:
+    return
+
+
 class Worker:
-    """Allocates what the plan says; `load` fills the weights, `run` executes a step."""
+    """Allocates what the plan says; `load` fills the weights, `run` executes a step, `after_step`
+    hears its number."""
 
     def __init__(self, plan: Plan, rank: int, mesh: Mesh, device: Device, ledger: Ledger):
         self.plan, self.rank, self.mesh = plan, rank, mesh
@@ -67,6 +73,8 @@ class Worker:
         )
         self._buffers = [InputBuffers(sizes, device) for _ in range(plan.batches)]
         self.sequences = Sequences()
+        self.tracer = Tracer(device, ledger, mesh.tp)
+        self.after_step: Callable[[int], None] = _nothing
         self.samples = self.stage.head and mesh.coordinates.tp == 0
         degrees, place = layout.degrees, mesh.pp.ranks.index
         sender = degrees.sender(rank)
@@ -88,9 +96,18 @@ class Worker:
 
     @torch.inference_mode()
     def run(self, message: StepMessage) -> StepResult:
-        """One step through this rank's stage; results come out on the rank that samples."""
+        """One step through this rank's stage; results come out on the rank that samples. With
+        communication muted it isn't one of the ledger's steps."""
+        if self.mesh.tp.muted:
+            return self._run(message)
+        self.device.keep_time()
+        self.ledger.begin_step(message.phase)
+        result = self.tracer.part("step", self._run, message)
+        self.after_step(self.ledger.spans.step)
+        return result
+
+    def _run(self, message: StepMessage) -> StepResult:
         self.sequences.apply(message)
-        self.ledger.phase = message.phase
         step = self._buffers[message.serial % len(self._buffers)].build(
             message.chunks, self.sequences
         )
@@ -100,11 +117,12 @@ class Worker:
             for receiver in self._receivers:
                 self.mesh.pp.send(hidden, receiver, "stage")
         elif step.logit_rows.numel():
-            logits = self.model.logits(hidden, step)
+            logits = self.tracer.part("logits", self.model.logits, hidden, step)
             if self.samples:
                 sampled = [c.id for c in message.chunks if c.samples]
                 rows = [self.sequences[i].row for i in sampled]
-                choices = dict(zip(sampled, sample(logits, rows), strict=True))
+                chosen = self.tracer.part("sampling", sample, logits, rows)
+                choices = dict(zip(sampled, chosen, strict=True))
         return StepResult(message.serial, choices)
 
     def _receive(self, tokens: int) -> torch.Tensor | None:

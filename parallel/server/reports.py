@@ -38,6 +38,8 @@ def merge_reports(reports: Sequence[Json]) -> Json:
             "measured_bytes": {c: v["measured"] for c, v in rank["memory_bytes"].items()},
             "bytes_read": rank["bytes_read"],
             "peak_rss_bytes": rank["peak_rss_bytes"],
+            "memory_timeline": [r for r in report["memory_timeline"] if r["rank"] == rank["rank"]],
+            "instrument": _of_rank(report["instrument"]["ranks"], rank["rank"]),
         }
         for report in reports
         for rank in report["ranks"]
@@ -47,3 +49,9 @@ def merge_reports(reports: Sequence[Json]) -> Json:
     steps = sum_steps(report["steps"] for report in reports)
     merged = build_report(first["plan"], measured, collectives, steps)
     return {**merged, "saved": first["saved"]}
+
+
+def _of_rank(costs: Sequence[Json], rank: int) -> Json | None:
+    return next(
+        ({k: v for k, v in c.items() if k != "rank"} for c in costs if c["rank"] == rank), None
+    )
