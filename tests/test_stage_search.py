@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from parallel.errors import LayoutError
 from parallel.planner.stage_chain import Chain
-from parallel.planner.stage_order import least_bottleneck, least_sum
+from parallel.planner.stage_order import least_bottleneck, least_latency, least_sum
 from parallel.planner.stage_places import stage_places
 from parallel.planner.stage_problem import (
     NoStaging,
@@ -242,6 +242,12 @@ def test_a_given_order_against_brute_force(seed: int) -> None:
             continue
         least = min(s.bottleneck_seconds for s in found)
         assert chain.evaluate(best).bottleneck_seconds == least
+        quick = least_latency(chain, options)
+        assert quick is not None
+        answer, total = chain.evaluate(quick), min(s.total_seconds for s in found)
+        assert answer.total_seconds == pytest.approx(total)
+        even = min(s.bottleneck_seconds for s in found if s.total_seconds <= total * (1 + 1e-8))
+        assert answer.bottleneck_seconds == pytest.approx(even)
         for limit in (least, *(s.bottleneck_seconds for s in found[:4])):
             runs = least_sum(chain, chain.reach(limit), options)
             assert runs is not None

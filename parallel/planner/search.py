@@ -17,6 +17,7 @@ from parallel.planner.formats import Formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import Plan, make_plan
 from parallel.planner.targets import OBJECTIVES, Targets
+from parallel.planner.unlike import Cutting
 from parallel.precision import precision
 from parallel.units import GIB
 
@@ -127,10 +128,18 @@ class Planner:
         )
 
     def _plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
-        layout = Layout.make(self.spec, degrees, wanted.stages, wanted.heads)
+        """Where stages are on unlike devices, cut by their times and memories."""
         cluster = self.cluster if self.resized is None else self.resized(degrees.world_size)
+        facts = (cluster, self.formats, self.limits, self.workload, self.budget)
+        layout = Layout.make(self.spec, degrees, wanted.stages, wanted.heads)
         cluster.device(degrees.world_size - 1)
-        return make_plan(layout, cluster, self.formats, self.limits, self.workload, self.budget)
+        if wanted.stages is not None:
+            return make_plan(layout, *facts)
+        cuts = Cutting(self.spec, *facts, wanted.heads).unlike_cuts(degrees)
+        if self.targets.objective != "latency":
+            cuts = cuts[:1]
+        layouts = [Layout.make(self.spec, degrees, cut, wanted.heads) for cut in cuts] or [layout]
+        return min((make_plan(each, *facts) for each in layouts), key=self.targets.order)
 
     def search(self, wanted: Wanted) -> Outcome:
         plans: list[Plan] = []

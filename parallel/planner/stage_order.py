@@ -9,6 +9,9 @@ from math import inf
 from parallel.planner.stage_chain import Chain, Reach
 from parallel.planner.stage_problem import StageRun
 
+_MORE = 1 + 1e-9
+"""Times are the same up to this factor: sums in another order."""
+
 
 def least_bottleneck(chain: Chain, options: Sequence[int]) -> tuple[StageRun, ...] | None:
     """The cut whose slowest stage is the fastest, and of those with the least time in all; None
@@ -24,6 +27,25 @@ def least_bottleneck(chain: Chain, options: Sequence[int]) -> tuple[StageRun, ..
             low = chain.next_seconds(reach)
         else:
             runs, high = found, chain.evaluate(found).bottleneck_seconds
+    return runs
+
+
+def least_latency(chain: Chain, options: Sequence[int]) -> tuple[StageRun, ...] | None:
+    """The cut with the least time in all, and of those the one whose slowest stage is the fastest;
+    None when the items don't fit."""
+    runs = least_sum(chain, chain.reach(), options)
+    if runs is None:
+        return None
+    best = chain.evaluate(runs)
+    low, high = 0.0, best.bottleneck_seconds
+    while low < high * (1 - 1e-12):
+        reach = chain.reach((low + high) / 2)
+        found = least_sum(chain, reach, options)
+        answer = None if found is None else chain.evaluate(found)
+        if found is None or answer is None or answer.total_seconds > best.total_seconds * _MORE:
+            low = chain.next_seconds(reach)
+        else:
+            runs, high = found, answer.bottleneck_seconds
     return runs
 
 
