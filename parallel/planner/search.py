@@ -38,7 +38,8 @@ class Wanted:
 
     @property
     def decided(self) -> bool:
-        return None not in (self.tp, self.pp, self.dp)
+        known = self.dp is not None or self.world_size is not None
+        return None not in (self.tp, self.pp) and known
 
 
 @dataclass(frozen=True)
