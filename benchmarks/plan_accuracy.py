@@ -41,13 +41,17 @@ def parse(words: Sequence[str]) -> Options:
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         if key not in KEYS:
-            raise ConfigError(f"unknown key '{key}'{did_you_mean(key, KEYS)}; known: {', '.join(KEYS)}")
+            raise ConfigError(
+                f"unknown key '{key}'{did_you_mean(key, KEYS)}; known: {', '.join(KEYS)}"
+            )
         values[key] = value
     for key, legal in (("output", ("table", "json")), ("held_out", ("true", "false"))):
         if values[key] not in legal:
             raise ConfigError(f"{key}={values[key]} is unknown; give {' or '.join(legal)}")
     if not values["evaluate"]:
-        raise ConfigError("evaluate=DIR is missing: a folder with serving.csv, collectives.csv, gemm.csv")
+        raise ConfigError(
+            "evaluate=DIR is missing: a folder with serving.csv, collectives.csv, gemm.csv"
+        )
     directory = Path(values["evaluate"])
     if not directory.is_dir():
         raise ConfigError(f"evaluate={directory} is not a folder; give one with the CSV files")

@@ -3,8 +3,8 @@
     python benchmarks/accuracy/fit_engines.py FILE.csv ENGINE [evaluations]
 
 The rows on even lines are fitted to, those on odd lines are kept back (`held_out=true` of
-plan_accuracy.py reports on them). Needs scipy (`pip install -e .[bench]`). Prints the numbers and the
-errors on both halves; minutes of one core.
+plan_accuracy.py reports on them). Needs scipy (`pip install -e .[bench]`). Prints the numbers and
+the errors on both halves; minutes of one core.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class _Stage:
 
     def __init__(self, model: StepModel, ranks: list[int], pp: int):
         self._model, self._ranks = model, ranks
-        cluster, layout = model.cluster, model.layout
+        layout = model.layout
         shapes = [(rank_kernels(layout, r), model.device(r)) for r in ranks]
         self._alike = [(s, shapes.count(s)) for i, s in enumerate(shapes) if s not in shapes[:i]]
         self._layers = len(layout.stages[pp].layers)
