@@ -164,4 +164,4 @@ def test_a_transfer_beyond_what_the_stream_waits_for_is_hidden(
     axis.resolve()
     (row,) = ledger.rows(0)
     assert (row["exposed_seconds"], row["hidden_seconds"]) == (0.5, hidden)
-    assert ledger.spans.samples.records == [(0, 1, 1_000_000_000, 1_500_000_000, 8, 1)]
+    assert ledger.spans.sampled == [(0, 1, 1_000_000_000, 1_500_000_000, 8, 1)]

@@ -21,7 +21,7 @@ from parallel.instrument.common_clock import Answer, ClockMap, Offset, best_offs
 from parallel.instrument.cost import InstrumentCost, RecordCosts, seconds_of
 from parallel.instrument.ledger import Ledger
 from parallel.instrument.memory import MemoryEntry, MemoryTimeline
-from parallel.instrument.spans import Kind, Record, Samples, Spans
+from parallel.instrument.spans import Kind, Moment, Record, Samples, Spans
 from parallel.instrument.stamps import from_wire, to_wire
 from parallel.instrument.waits import RankStamps, split_waits
 from parallel.layout.degrees import Degrees
@@ -51,8 +51,8 @@ def test_times_of_a_call_from_before_a_reset_are_dropped() -> None:
     key = ("tp", "all_reduce", "ffn", "decode", "nccl")
     ledger.count(key, 8)
     ledger.reset()
-    ledger.settle(key, 8, 0, 5, -1, 1)
-    assert ledger.rows(0) == [] and ledger.spans.samples.records == []
+    ledger.settle(key, 8, 0, 5, -1, Moment(1, "decode", 1))
+    assert ledger.rows(0) == [] and ledger.spans.sampled == []
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 20))
@@ -60,8 +60,8 @@ def test_samples_are_bounded_whole_steps_at_one_stride(calls: list[int], capacit
     samples = Samples(capacity)
     for step, count in enumerate(calls, 1):
         for call in range(count):
-            samples.add((0, step, call, call + 1, 0, -1))
-    kept = [(r[1], r[2]) for r in samples.records]
+            samples.add(step, (0, 9 + step, call, call + 1, 0, -1))
+    kept = [(r.step - 9, r.begin_ns) for r in samples.records]
     assert len(kept) <= capacity and samples.stride & (samples.stride - 1) == 0
     assert kept == [
         (step, call)
@@ -75,7 +75,7 @@ def test_samples_are_bounded_whole_steps_at_one_stride(calls: list[int], capacit
 def test_the_ring_keeps_the_last(capacity: int, calls: list[int], steps: int) -> None:
     spans, whole = Spans(capacity), []
     for count in calls:
-        spans.begin_step()
+        spans.begin_step("decode")
         for _ in range(count):
             spans.add(0, spans.step, len(whole), len(whole) + 1)
             whole.append((spans.step, len(whole)))
@@ -85,10 +85,19 @@ def test_the_ring_keeps_the_last(capacity: int, calls: list[int], steps: int) ->
 
 def test_without_a_ring_nothing_but_samples_is_kept() -> None:
     spans = Spans()
-    spans.begin_step()
+    spans.begin_step("decode")
     spans.add(0, 1, 0, 1)
-    spans.add_collective(0, 1, 0, 1, 8, -1)
-    assert list(spans.last(9)) == [] and spans.samples.records == [(0, 1, 0, 1, 8, -1)]
+    spans.add_collective(0, spans.now, 0, 1, 8, -1)
+    assert list(spans.last(9)) == [] and spans.sampled == [(0, 1, 0, 1, 8, -1)]
+
+
+def test_a_rare_phase_keeps_its_samples() -> None:
+    spans = Spans(samples=4)
+    for step in range(1, 50):
+        spans.begin_step("prefill" if step == 1 else "decode")
+        if spans.wanted:
+            spans.add_collective(0, spans.now, 0, 1, 8, -1)
+    assert [r.step for r in spans.sampled] == [1, 17, 33, 49]
 
 
 def stamps(

@@ -17,7 +17,7 @@ from parallel.collectives import ops
 from parallel.collectives.transport import OnWire, Transport
 from parallel.devices.base import Device, Timer
 from parallel.instrument.ledger import Key, Ledger
-from parallel.instrument.spans import NO_PEER
+from parallel.instrument.spans import NO_PEER, Moment
 
 _MOST_UNRESOLVED = 4096
 _Begun = tuple[int, str, str, torch.Tensor, int, int]
@@ -46,7 +46,7 @@ class _Owed(NamedTuple):
     on_wire: OnWire | None
     key: Key
     bytes: int
-    step: int
+    when: Moment
     peer: int
 
 
@@ -186,9 +186,8 @@ class Communicator:
             return
         timer.stop()
         ledger.count(key, sent_bytes)
-        step = ledger.spans.step
-        current = self._current(begun)
-        self._owed.append(_Owed(current, timer, on_wire, key, sent_bytes, step, peer))
+        when, current = ledger.spans.now, self._current(begun)
+        self._owed.append(_Owed(current, timer, on_wire, key, sent_bytes, when, peer))
         self._begun = None
         while len(self._owed) > _MOST_UNRESOLVED:
             self._resolve(self._owed.popleft())
@@ -216,7 +215,7 @@ class Communicator:
         """What the timer saw kept the device's stream from its work: it is exposed. A transfer that
         took longer went on beside that work."""
         begin_ns, end_ns = owed.timer.stretch_ns()
-        self.ledger.settle(owed.key, owed.bytes, begin_ns, end_ns, owed.peer, owed.step)
+        self.ledger.settle(owed.key, owed.bytes, begin_ns, end_ns, owed.peer, owed.when)
         if owed.on_wire is not None:
             hidden = owed.on_wire() - owed.timer.seconds()
             self.ledger.counters[owed.key].hidden_seconds += max(hidden, 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallel.instrument.spans import NO_PEER, Kind, Spans
+from parallel.instrument.spans import NO_PEER, Kind, Moment, Spans
 
 Row = dict[str, Any]
 Key = tuple[str, str, str, str, str]
@@ -41,7 +41,7 @@ class Ledger:
 
     def begin_step(self, phase: str) -> None:
         self.phase = phase
-        self.spans.begin_step()
+        self.spans.begin_step(phase)
 
     def counter(self, key: Key) -> Counter:
         found = self.counters.get(key)
@@ -68,17 +68,17 @@ class Ledger:
         counter.nanoseconds += end_ns - begin_ns
         spans = self.spans
         if spans.wanted:
-            spans.add_collective(counter.kind, spans.step, begin_ns, end_ns, sent_bytes, peer)
+            spans.add_collective(counter.kind, spans.now, begin_ns, end_ns, sent_bytes, peer)
 
     def settle(
-        self, key: Key, sent_bytes: int, begin_ns: int, end_ns: int, peer: int, step: int
+        self, key: Key, sent_bytes: int, begin_ns: int, end_ns: int, peer: int, when: Moment
     ) -> None:
-        """The times of a call that was counted in `step`; nothing if the counters have been reset
+        """The times of a call that was counted before; nothing if the counters have been reset
         since."""
         counter = self.counters.get(key)
         if counter is not None:
             counter.nanoseconds += end_ns - begin_ns
-            self.spans.add_collective(counter.kind, step, begin_ns, end_ns, sent_bytes, peer)
+            self.spans.add_collective(counter.kind, when, begin_ns, end_ns, sent_bytes, peer)
 
     def reset(self) -> None:
         self.counters.clear()

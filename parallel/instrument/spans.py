@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+_Row = tuple[int, int, int, int, int, int]
 NO_PEER = -1
 SAMPLES = 2048
 
@@ -39,44 +40,71 @@ class Record(NamedTuple):
     peer: int
 
 
+class Moment(NamedTuple):
+    """The step under way: its number, its phase, its number within the phase. 0 before the
+    first."""
+
+    step: int = 0
+    phase: str = ""
+    ordinal: int = 0
+
+
 class Samples:
-    """Records of every `stride`-th step; none of step 0, before the first. When there are too
-    many, every other step goes and the stride doubles: what is kept is spread evenly over the run,
-    and the ranks of a replica keep the same steps but for the stride."""
+    """Records of every `stride`-th step of a phase. When there are too many, every other step goes
+    and the stride doubles: what is kept is spread evenly over the run, and the ranks of a replica
+    keep the same steps but for the stride."""
 
     def __init__(self, capacity: int = SAMPLES):
-        self.capacity, self.stride = capacity, 1
-        self.records: list[tuple[int, int, int, int, int, int]] = []
+        self.capacity, self.stride, self.steps = capacity, 1, 0
+        self._records: list[tuple[int, _Row]] = []
 
-    def add(self, record: tuple[int, int, int, int, int, int]) -> None:
-        step = record[1]
-        while step % self.stride == 0 and len(self.records) >= self.capacity:
+    @property
+    def records(self) -> list[Record]:
+        return [Record(*row) for _, row in self._records]
+
+    def add(self, ordinal: int, record: _Row) -> None:
+        """`ordinal` is the step's number within the phase, from 1 on."""
+        while ordinal % self.stride == 0 and len(self._records) >= self.capacity:
             self.stride *= 2
-            self.records = [r for r in self.records if r[1] % self.stride == 0]
-        if step and step % self.stride == 0:
-            self.records.append(record)
+            self._records = [r for r in self._records if r[0] % self.stride == 0]
+        if ordinal % self.stride == 0:
+            self._records.append((ordinal, record))
 
 
 class Spans:
-    """The last `capacity` records, the samples of collectives, the table of kinds. Without a
-    capacity nothing is kept but samples. `wanted`: whether this step's collectives are kept."""
+    """The last `capacity` records, samples of each phase's collectives, the table of kinds. Without
+    a capacity nothing is kept but samples. `wanted`: whether this step's collectives are kept."""
 
     def __init__(self, capacity: int = 0, samples: int = SAMPLES):
         self.capacity, self._most_samples = capacity, samples
         self.kinds: list[Kind] = []
         self._places: dict[Kind, int] = {}
-        self._ring: list[tuple[int, int, int, int, int, int] | None] = [None] * capacity
+        self._ring: list[_Row | None] = [None] * capacity
         self.reset()
 
     def reset(self) -> None:
-        self.step = self.count = 0
+        self.count = 0
         self.wanted = False
+        self.now = Moment()
         self._ring[:] = [None] * self.capacity
-        self.samples = Samples(self._most_samples)
+        self._samples: dict[str, Samples] = {}
 
-    def begin_step(self) -> None:
-        self.step += 1
-        self.wanted = self.capacity > 0 or self.step % self.samples.stride == 0
+    @property
+    def step(self) -> int:
+        return self.now.step
+
+    @property
+    def sampled(self) -> list[Record]:
+        """Of all phases."""
+        return [record for samples in self._samples.values() for record in samples.records]
+
+    def begin_step(self, phase: str) -> None:
+        samples = self._samples.get(phase)
+        if samples is None:
+            samples = self._samples[phase] = Samples(self._most_samples)
+        samples.steps += 1
+        self.now = Moment(self.now.step + 1, phase, samples.steps)
+        self.wanted = self.capacity > 0 or samples.steps % samples.stride == 0
 
     def place(self, kind: Kind) -> int:
         """The place of a kind in the table, where it is entered once."""
@@ -94,15 +122,16 @@ class Spans:
             self._keep((kind, step, begin_ns, end_ns, sent, peer))
 
     def add_collective(
-        self, kind: int, step: int, begin_ns: int, end_ns: int, sent: int, peer: int
+        self, kind: int, when: Moment, begin_ns: int, end_ns: int, sent: int, peer: int
     ) -> None:
-        record = (kind, step, begin_ns, end_ns, sent, peer)
+        record = (kind, when.step, begin_ns, end_ns, sent, peer)
         if self.capacity:
             self._keep(record)
-        if step and step % self.samples.stride == 0:
-            self.samples.add(record)
+        samples = self._samples.get(when.phase)
+        if samples is not None:
+            samples.add(when.ordinal, record)
 
-    def _keep(self, record: tuple[int, int, int, int, int, int]) -> None:
+    def _keep(self, record: _Row) -> None:
         self._ring[self.count % self.capacity] = record
         self.count += 1
 

@@ -241,14 +241,17 @@ def _report_collectives(report: Json, console: Console) -> None:
         if not here:
             continue
         seconds = report["steps"].get(phase, {}).get("measured_seconds")
-        title = "axis|op|layer|backend|calls|sent|exposed|transfer|waiting|hidden|of step"
-        table = make_table(title, left=4, fold=3, gap=1)
+        # Only where there is any: the line is short.
+        parts = _SPLITS if any(row["hidden_seconds"] for row in here) else _SPLITS[:-1]
+        titles = [part.removesuffix("_seconds").replace("wait", "waiting") for part in parts]
+        names = ["axis", "op", "layer", "backend", "calls", "sent", *titles, "of step"]
+        table = make_table("|".join(names), left=4, fold=3, gap=1)
         for row in here[:_COLLECTIVES_SHOWN]:
             table.add_row(
                 *(row[key] for key in ("axis", "op", "layer", "backend")),
                 str(row["calls"]),
                 format_bytes(row["bytes"]),
-                *("-" if row[p] is None else format_seconds(row[p]) for p in _SPLITS),
+                *("-" if row[p] is None else format_seconds(row[p]) for p in parts),
                 _share(row["seconds"], seconds),
             )
         write_heading(console, f"Collectives in {phase}, of the rank that spends most on each")

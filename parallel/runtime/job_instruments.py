@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from parallel.collectives.clocks import RankClock
@@ -60,7 +60,7 @@ class Instruments:
         rank = self._worker.rank
         return {
             "collectives": self.ledger.rows(rank),
-            "stamps": self._stamps(self._samples()),
+            "stamps": self._stamps(self.ledger.spans.sampled),
             "memory_timeline": self.memory.timeline.rows(rank, self._seconds),
             "instrument": self._cost(),
         }
@@ -74,10 +74,7 @@ class Instruments:
         memory = [{**row, "stamp_ns": at} for row, at in zip(entries, stamps, strict=True)]
         return {"stamps": self._stamps(spans.last(steps)), "memory": memory}
 
-    def _samples(self) -> Iterator[Record]:
-        return (Record(*record) for record in self.ledger.spans.samples.records)
-
-    def _stamps(self, records: Iterator[Record]) -> Json:
+    def _stamps(self, records: Iterable[Record]) -> Json:
         kinds, common = self.ledger.spans.kinds, self._clock.map.common_ns
         return to_wire(self._worker.rank, kinds, records, common)
 
