@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parallel.collectives.communicator import Communicator
-from parallel.collectives.transport import OnWire, Transport
+from parallel.collectives.transport import OnWire, Transport, wire_seconds
 from parallel.devices.base import Timer
 from parallel.devices.cpu import CpuDevice, HostTimer
 from parallel.instrument.ledger import Ledger
@@ -140,6 +140,20 @@ def test_work_that_a_device_still_owes_is_known_and_timed_later() -> None:
     assert [r["seconds"] for r in ledger.rows(0)] == [0.0, 0.0]
     axis.resolve()
     assert [r["seconds"] for r in ledger.rows(0)] == [0.5, 0.5]
+
+
+def test_a_sends_time_on_the_wire_is_that_of_its_ended_works() -> None:
+    class Work:
+        def __init__(self, ended: bool, milliseconds: float):
+            self._ended, self._milliseconds = ended, milliseconds
+
+        def is_completed(self) -> bool:
+            return self._ended
+
+        def _get_duration(self) -> float:
+            return self._milliseconds
+
+    assert wire_seconds([Work(True, 500.0), Work(False, 9.0), Work(True, 250.0)]) == 0.75
 
 
 @pytest.mark.parametrize(("on_wire", "hidden"), [(0.75, 0.25), (0.5, 0.0), (0.25, 0.0)])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from parallel.devices import select
+from parallel.devices import cuda, select
 from parallel.devices.cpu import CpuDevice
+from parallel.devices.cuda import CudaDevice
 from parallel.devices.fake import FakeCudaDevice
 from parallel.devices.process import reset_peak_rss, status_bytes
 from parallel.devices.select import select_device
@@ -75,6 +76,73 @@ def test_a_host_timer_measures_between_start_and_stop() -> None:
     timer.start()
     timer.stop()
     assert timer.seconds() >= 0 and timer.immediate and timer.done()
+
+
+class Stream:
+    """A device's work as events see it: what is recorded is reached `delay_ms` later."""
+
+    at_ms = 0.0
+    delay_ms = 0.0
+    waits = 0
+
+
+class FakeEvent:
+    def __init__(self, enable_timing: bool = False):
+        self.reached_ms = 0.0
+
+    def record(self) -> None:
+        self.reached_ms = Stream.at_ms + Stream.delay_ms
+
+    def synchronize(self) -> None:
+        Stream.waits += 1
+        Stream.at_ms = max(Stream.at_ms, self.reached_ms)
+
+    def query(self) -> bool:
+        return Stream.at_ms >= self.reached_ms
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return other.reached_ms - self.reached_ms
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
+    """The host's clock reads 1 s more than the stream's."""
+    _gpus(monkeypatch, 1)
+    for name in ("at_ms", "delay_ms", "waits"):
+        monkeypatch.setattr(Stream, name, 0)
+    monkeypatch.setattr(cuda.torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(cuda.time, "monotonic_ns", lambda: round(Stream.at_ms * 1e6) + 10**9)
+    return CudaDevice(0)
+
+
+def test_events_tell_the_hosts_time_without_waiting_for_each(fake_gpu: CudaDevice) -> None:
+    fake_gpu.keep_time()
+    assert Stream.waits == 1
+    Stream.at_ms, Stream.delay_ms = 5.0, 2.0
+    timer = fake_gpu.timer()
+    timer.start()
+    Stream.at_ms = 6.5
+    timer.stop()
+    assert not timer.done() and not timer.immediate and Stream.waits == 1
+    assert timer.stretch_ns() == (10**9 + 7_000_000, 10**9 + 8_500_000)
+    assert timer.seconds() == 0.0015 and timer.done()
+
+
+def test_the_devices_clock_is_tied_to_the_hosts_now_and_then(fake_gpu: CudaDevice) -> None:
+    for at_ms, waits in ((0, 1), (9_000, 1), (10_001, 2), (10_002, 2), (30_000, 3)):
+        Stream.at_ms = at_ms
+        fake_gpu.keep_time()
+        assert Stream.waits == waits
+
+
+def test_cuda_memory_is_the_allocators(
+    fake_gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"allocated_bytes.all.current": 7, "reserved_bytes.all.current": 9}
+    monkeypatch.setattr(cuda.torch.cuda, "memory_stats", lambda device: found)
+    memory = fake_gpu.memory_in_use()
+    assert (memory.allocated_bytes, memory.reserved_bytes) == (7, 9)
+    assert memory.resident_bytes > 0
 
 
 def test_fake_cuda_allocates_nothing_and_keeps_shapes() -> None:

@@ -39,6 +39,7 @@ def limits(model: Path) -> list[str]:
 def test_tokens_logprobs_and_report_of_two_ranks(model: Path, tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "in.jsonl", max_tokens=12, logprobs=1)
     out, report_file = tmp_path / "out.jsonl", tmp_path / "report.json"
+    trace_file = tmp_path / "trace.json"
     done = run(
         "generate",
         *limits(model),
@@ -46,6 +47,8 @@ def test_tokens_logprobs_and_report_of_two_ranks(model: Path, tmp_path: Path) ->
         f"input={source}",
         f"output={out}",
         f"report={report_file}",
+        f"trace={trace_file}",
+        "trace_steps=3",
     )
     assert done.returncode == 0, done.stderr
     for index, (row, prompt) in enumerate(zip(read_rows(out), PROMPTS, strict=True)):
@@ -65,6 +68,11 @@ def test_tokens_logprobs_and_report_of_two_ranks(model: Path, tmp_path: Path) ->
     assert rows[1, "all_reduce", "decode", "ffn"]["wait_seconds"] is not None
     assert sum(phase["rows"] for phase in report["steps"].values()) == 12 * len(PROMPTS)
     assert "to the byte" in done.stdout
+    events = [e for e in json.loads(trace_file.read_text())["traceEvents"] if e["ph"] == "X"]
+    steps = sum(phase["steps"] for phase in report["steps"].values())
+    for rank in (0, 1):
+        numbers = {e["args"]["step"] for e in events if e["pid"] == rank}
+        assert numbers == {steps - 2, steps - 1, steps}
 
 
 def test_sampling_is_the_same_in_every_layout(model: Path, tmp_path: Path) -> None:

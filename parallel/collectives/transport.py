@@ -83,7 +83,7 @@ class ProcessGroupTransport(Transport):
             self._sent.append((work, x))
         while len(self._sent) > self._most:
             self._sent.popleft()[0].wait()
-        return partial(_wire_seconds, works) if self._batched else None
+        return partial(wire_seconds, works) if self._batched else None
 
     def recv(self, x: torch.Tensor, source: int) -> None:
         for work in self._start(dist.irecv, x, source):
@@ -102,7 +102,7 @@ class ProcessGroupTransport(Transport):
             self._sent.popleft()[0].wait()
 
 
-def _wire_seconds(works: Sequence[dist.Work]) -> float:
+def wire_seconds(works: Sequence[dist.Work]) -> float:
     """NCCL's own events, on its stream; 0 for what hasn't ended."""
     ended = (work for work in works if work.is_completed())
     return sum(work._get_duration() / 1e3 for work in ended)  # type: ignore[attr-defined]

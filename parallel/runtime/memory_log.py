@@ -11,15 +11,18 @@ from parallel.runtime.worker import Worker
 
 class MemoryLog:
     """`activations` is the peak of the warm-up, once there was one; `runtime` what the process
-    held before any tensor. `pending` steps are entered by the worker."""
+    held before any tensor. `count` steps have been entered."""
 
     def __init__(self, worker: Worker, device: Device, runtime: int | None):
         self._worker, self._device, self._runtime = worker, device, runtime
         self.activations: int | None = None
         self.timeline = MemoryTimeline()
         self.count = 0
+        self._held = (0, 0)
 
     def event(self, name: str) -> None:
+        """Weights and cache change between events alone."""
+        self._held = (self._worker.weights.bytes, self._worker.cache.bytes)
         self.timeline.event(self.entry(name))
 
     def after_step(self, number: int) -> None:
@@ -34,7 +37,7 @@ class MemoryLog:
 
     def entry(self, event: str) -> MemoryEntry:
         worker, now = self._worker, self._device.memory_in_use()
-        weights, cache = worker.weights.bytes, worker.cache.bytes
+        weights, cache = self._held
         blocks = sum(len(s.blocks) for s in worker.sequences.states.values())
         live = None if now.allocated_bytes is None else now.allocated_bytes - weights - cache
         return MemoryEntry(
