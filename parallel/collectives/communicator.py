@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -72,6 +72,9 @@ class Communicator:
         self.muted = False
         self.backend = "none" if transport is None else transport.name
         self._transport = transport
+        # One rank runs nothing on its axis.
+        self._wire = cast(Transport, transport)
+        self._immediate = device.immediate
         self._begun: _Begun | None = None
         self._owed: deque[_Owed] = deque()
         self._handle = ops.register(self)
@@ -159,16 +162,11 @@ class Communicator:
         rows = x.numel() // x.shape[-1]
         return (self.size - 1) * rows * max(sizes) * x.element_size()
 
-    @property
-    def _wire(self) -> Transport:
-        assert self._transport is not None, f"axis {self.axis} has one rank and no transport"
-        return self._transport
-
     def _begin(self, op: str, x: torch.Tensor, layer: str, peer: int = NO_PEER) -> Timer | None:
         """None where the host's clock does."""
         self.sequence += 1
         timer = None
-        if not self.device.immediate:
+        if not self._immediate:
             timer = self.device.timer()
             timer.start()
         self._begun = (self.sequence, op, layer, x, time.monotonic_ns(), peer)
@@ -181,8 +179,8 @@ class Communicator:
         ledger = self.ledger
         key = (self.axis, op, layer, ledger.phase, self.backend)
         if timer is None:
-            self._begun = None
             ledger.add(key, sent_bytes, begin_ns, time.monotonic_ns(), peer)
+            self._begun = None
             return
         timer.stop()
         ledger.count(key, sent_bytes)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 _ROUNDS = 9
-_CALLS = 200
+_CALLS = 50
 
 
 def seconds_of(
