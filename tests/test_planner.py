@@ -226,6 +226,18 @@ def test_uneven_stages_and_the_bubble() -> None:
     assert many.bubble == 1 / 8
 
 
+def test_replicas_on_unlike_devices_are_timed_apart() -> None:
+    fast, slow = toy_device(4.0), toy_device(4.0, "slow", memory_bandwidth_bytes_per_second=5e9)
+    mixed = toy_planner(cluster=toy_cluster(fast, slow)).plan(Degrees(dp=2), Wanted())
+    both = [
+        toy_planner(cluster=toy_cluster(d, d)).plan(Degrees(dp=2), Wanted()) for d in (fast, slow)
+    ]
+    assert mixed.decode == both[1].decode
+    assert mixed.tokens_per_second == pytest.approx(
+        (both[0].tokens_per_second + both[1].tokens_per_second) / 2
+    )
+
+
 def test_prices() -> None:
     plan = toy_planner().plan(Degrees(tp=2), Wanted())
     cost = plan.dollars_per_million_tokens

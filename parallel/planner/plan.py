@@ -13,7 +13,7 @@ from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import RankMemory
 from parallel.planner.queueing import Load, LoadTimes, Rules, Simulation
 from parallel.planner.room import size_cache
-from parallel.planner.timing import StepModel, StepTime
+from parallel.planner.timing import StepModel, StepTime, unlike_replicas
 from parallel.planner.work import StepWork
 
 _STEADY_REQUESTS = 48
@@ -69,9 +69,14 @@ class Plan:
 
     @cached_property
     def load(self) -> LoadTimes:
-        """The workload simulated on one replica, which has its share of the clients."""
+        """The workload simulated on the replicas, each of which has its share of the clients: the
+        mean over them where their devices differ."""
+        kinds = unlike_replicas(self.layout, self.cluster)
+        return LoadTimes.mean([(self._load(replica), count) for replica, count in kinds])
+
+    def _load(self, replica: int) -> LoadTimes:
         limits, workload, batches = self.limits, self.workload, self.batches
-        model = StepModel(self.layout, self.cluster, self.formats)
+        model = StepModel(self.layout, self.cluster, self.formats, replica=replica)
         rules = Rules(
             step_tokens=batches * limits.step_tokens,
             requests=min(limits.requests, batches * limits.step_tokens),
@@ -217,7 +222,9 @@ def make_plan(
     batch = -(-min(here, limits.requests) // batches)
     average = workload.input_tokens + workload.output_tokens // 2
     chunk = min(workload.input_tokens, limits.step_tokens)
-    model = StepModel(layout, cluster, formats)
+    kinds = [r for r, _ in unlike_replicas(layout, cluster)]
+    models = [StepModel(layout, cluster, formats, replica=r) for r in kinds]
+    prefill, decode = StepWork.prompt(chunk), StepWork.decode(batch, batch * average)
     return Plan(
         layout,
         cluster,
@@ -226,8 +233,8 @@ def make_plan(
         workload,
         memory,
         blocks,
-        prefill=model.step(StepWork.prompt(chunk)),
-        decode=model.step(StepWork.decode(batch, batch * average)),
+        prefill=max((m.step(prefill) for m in models), key=lambda step: step.seconds),
+        decode=max((m.step(decode) for m in models), key=lambda step: step.seconds),
         chunk_tokens=chunk,
         batch=batch,
     )

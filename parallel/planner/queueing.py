@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -79,6 +79,17 @@ class LoadTimes:
     ttft_seconds: float
     tpot_seconds: float
     tokens_per_second: float
+
+    @classmethod
+    def mean(cls, parts: Sequence[tuple[LoadTimes, int]]) -> LoadTimes:
+        """Over parts that count so many times."""
+        total = sum(count for _, count in parts)
+
+        def of(name: str) -> float:
+            figures: list[float] = [count * getattr(times, name) for times, count in parts]
+            return sum(figures) / total
+
+        return cls(of("ttft_seconds"), of("tpot_seconds"), of("tokens_per_second"))
 
 
 class Simulation:

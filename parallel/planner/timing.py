@@ -201,6 +201,15 @@ def _attention_rates(
     )
 
 
+def unlike_replicas(layout: Layout, cluster: Cluster) -> list[tuple[int, int]]:
+    """The first replica of each kind of devices, and how many are of its kind."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for dp in range(layout.degrees.dp):
+        names = tuple(cluster.device(r).type.name for r in layout.degrees.replica(dp))
+        kinds.setdefault(names, []).append(dp)
+    return [(replicas[0], len(replicas)) for replicas in kinds.values()]
+
+
 def step_time(
     layout: Layout,
     cluster: Cluster,
