@@ -13,7 +13,6 @@ from parallel.instrument.cost import seconds_of
 from parallel.instrument.ledger import Ledger
 from parallel.instrument.spans import Spans
 
-
 _CALLS_OF_A_STEP = 60
 
 
