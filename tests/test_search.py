@@ -221,3 +221,24 @@ def test_pareto_marks() -> None:
             )
             assert p.pareto is not beaten
         assert any(p.pareto for p in found)
+
+
+def test_stages_of_unlike_devices_may_have_a_tp_of_their_own() -> None:
+    fast = toy_device(0.5, "fast", memory_bandwidth_bytes_per_second=2e10)
+    slow = toy_device(0.5, "slow")
+    outcome = toy_planner(cluster=toy_cluster(slow, fast, fast)).search(Wanted())
+    own = [p for p in outcome.plans if p.layout.degrees.stage_tp is not None]
+    assert [(p.layout.degrees.stage_tp, len(p.layout.stages[0].layers)) for p in own] == [
+        ((1, 2), 2)
+    ]
+    again = toy_planner(cluster=toy_cluster(slow, fast, fast)).search(Wanted(world_size=3))
+    assert own[0].layout in [p.layout for p in again.plans]
+
+
+def test_ranks_that_would_need_another_order_are_told_so() -> None:
+    fast = toy_device(0.5, "fast", memory_bandwidth_bytes_per_second=2e10)
+    slow = toy_device(0.5, "slow")
+    outcome = toy_planner(cluster=toy_cluster(fast, fast, slow)).search(Wanted())
+    (refused,) = [r for r in outcome.rejected if "in this order" in r.reason]
+    assert "devices 2, 0, 1 of the cluster" in refused.reason
+    assert "use stage_tp=[1,2] dp=1 stages=[2,6]" in refused.suggestion

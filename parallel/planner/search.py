@@ -15,7 +15,9 @@ from parallel.layout.heads import head_map
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.mixed import MixedLayout, mixed_layouts
 from parallel.planner.plan import Plan, make_plan
+from parallel.planner.stage_problem import NoStaging
 from parallel.planner.targets import OBJECTIVES, Targets
 from parallel.planner.unlike import Cutting
 from parallel.precision import precision
@@ -151,9 +153,10 @@ class Planner:
         return Outcome(_mark_pareto(plans), tuple(rejected), self._choice(plans, wanted))
 
     def _search(self, wanted: Wanted, plans: list[Plan], rejected: list[Rejected]) -> None:
-        for degrees in self._candidates(wanted):
+        mixed = self._mixed(wanted)
+        for degrees, wish in self._wishes(wanted, mixed):
             try:
-                plan = self.plan(degrees, wanted)
+                plan = self.plan(degrees, wish)
             except UserError as error:
                 suggestion = self._suggest(degrees, error, wanted)
                 rejected.append(Rejected(degrees, str(error), suggestion, self.formats))
@@ -163,6 +166,7 @@ class Planner:
                 plans.append(plan)
             else:
                 rejected.append(Rejected(degrees, *missed, self.formats))
+        rejected.extend(self._out_of_order(mixed))
 
     def _choice(self, plans: Sequence[Plan], wanted: Wanted) -> str:
         """Nothing where the user left nothing to choose."""
@@ -178,6 +182,47 @@ class Planner:
             f"{self.targets.figure(best)}; next is {second.layout.degrees} with "
             f"{self.targets.figure(second)}"
         )
+
+    def _wishes(
+        self, wanted: Wanted, mixed: Sequence[MixedLayout]
+    ) -> Iterator[tuple[Degrees, Wanted]]:
+        """Every layout to plan; on unlike devices also stages with a tp of their own."""
+        seen = set()
+        for degrees in self._candidates(wanted):
+            seen.add(degrees)
+            yield degrees, wanted
+        for layout in mixed:
+            if layout.in_order and layout.degrees not in seen:
+                yield layout.degrees, replace(wanted, stages=layout.stages)
+
+    def _mixed(self, wanted: Wanted) -> list[MixedLayout]:
+        """What the search over stages, their devices and their tp finds for unlike devices, where
+        the user left all of that open."""
+        fixed = (wanted.tp, wanted.pp, wanted.dp, wanted.stages)
+        if any(f is not None for f in fixed) or not self._unlike:
+            return []
+        facts = (self.cluster, self.formats, self.limits, self.workload, self.budget)
+        try:
+            found = mixed_layouts(Cutting(self.spec, *facts, wanted.heads))
+        except NoStaging:
+            return []
+        return [m for m in found if wanted.world_size in (None, m.degrees.world_size)]
+
+    def _out_of_order(self, mixed: Sequence[MixedLayout]) -> Iterator[Rejected]:
+        for layout in mixed:
+            if not layout.in_order:
+                order = ", ".join(map(str, layout.devices))
+                stages = ",".join(map(str, layout.stages))
+                yield Rejected(
+                    layout.degrees,
+                    f"its ranks would be the devices {order} of the cluster, in this order",
+                    f"list the cluster's devices so, then use {layout.degrees} stages=[{stages}]",
+                    self.formats,
+                )
+
+    @property
+    def _unlike(self) -> bool:
+        return len({d.type.name for d in self.cluster.devices}) > 1
 
     def _candidates(self, wanted: Wanted) -> Iterator[Degrees]:
         devices = self.cluster.device_count
