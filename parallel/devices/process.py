@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from weakref import finalize
 
 
 def status_bytes(field: str, root: Path = Path("/proc/self")) -> int:
@@ -25,20 +26,18 @@ class ResidentMemory:
     the kernel doesn't say."""
 
     def __init__(self, path: Path = Path("/proc/self/statm")):
+        self._file: int | None = None
         try:
-            self._file: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            self._file = None
+            return
+        finalize(self, os.close, self._file)
 
     @property
     def bytes(self) -> int:
         if self._file is None:
             return 0
         return int(os.pread(self._file, 128, 0).split()[1]) * mmap.PAGESIZE
-
-    def __del__(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
 
 
 def reset_peak_rss(root: Path = Path("/proc/self")) -> bool:
