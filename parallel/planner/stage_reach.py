@@ -7,9 +7,9 @@ For the counts of devices used, the furthest item that stages on them can reach 
 2. Prices. With a price for each device instead of a limit on their number, the cheapest cover is a
    shortest path over the items. When a cover costs more than all devices are worth, at any prices,
    there is no cover within the limits (Lagrange); when the cheapest keeps the limits, it is one.
-3. Prices are moved towards what is used too much, a few dozen times.
-4. What is left open is searched: states by counts, those with the cheapest way to the end first,
-   none from which the rest of the chain is dearer than the devices left.
+3. Prices are moved towards what is used too much, some dozen times.
+4. What is left open is searched: states by counts, those nearest to the end first, none from
+   which the rest of the chain is dearer than the devices left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from parallel.planner.stage_chain import Reach
 from parallel.planner.stage_problem import StageProblem
 from parallel.planner.stage_supply import Limit, Packed, Supply
 
-_ROUNDS = 24
+_ROUNDS = 60
 SLACK = 1e-9
 """Prices are floats: a cover is called too dear only beyond this share."""
 
@@ -176,7 +176,8 @@ def _search(
             if end == items:
                 return [kept[o] for o in _way(came, after)]
             spent = tuple([p + cut.of_option[o] for p, cut in zip(paid, cuts, strict=True)])
-            heapq.heappush(queue, (cost, -end, after, spent))
+            # To the end first: any cover does.
+            heapq.heappush(queue, (cost + best.to_end[end], -end, after, spent))
     return None
 
 
