@@ -137,7 +137,7 @@ def _option(
         pool,
         tp,
         costs.seconds(cutting.cluster, ranks, work),
-        costs.item_bytes(tp, tokens),
+        cutting.item_bytes(tp, tokens),
         memory[0].budget,
         stage_bytes=max(map(beside_items, memory)),
         shared_bytes=costs.shared_bytes(tp),

@@ -138,9 +138,8 @@ class Planner:
         cluster.device(degrees.world_size - 1)
         if wanted.stages is not None:
             return make_plan(layout, *facts)
-        cuts = Cutting(self.spec, *facts, wanted.heads).unlike_cuts(degrees)
-        if self.targets.objective != "latency":
-            cuts = cuts[:1]
+        latency = self.targets.objective == "latency"
+        cuts = Cutting(self.spec, *facts, wanted.heads).unlike_cuts(degrees, latency)
         layouts = [Layout.make(self.spec, degrees, cut, wanted.heads) for cut in cuts] or [layout]
         return min((make_plan(each, *facts) for each in layouts), key=self.targets.order)
 

@@ -37,9 +37,9 @@ class Cutting:
     def costs(self) -> ModelCosts:
         return ModelCosts(self.spec, self.formats, self.heads)
 
-    def unlike_cuts(self, degrees: Degrees) -> tuple[tuple[int, ...], ...]:
-        """Layers of each stage: with the fastest slowest stage, and with the least time through
-        all. None at all where the stages' devices are alike, or nothing fits."""
+    def unlike_cuts(self, degrees: Degrees, latency: bool = True) -> tuple[tuple[int, ...], ...]:
+        """Layers of each stage: with the fastest slowest stage and, where `latency` counts, with
+        the least time through all. None where the stages' devices are alike, or nothing fits."""
         stages = range(degrees.pp)
         types = [{self.cluster.device(r).type for r in _ranks(degrees, pp)} for pp in stages]
         if all(t == types[0] for t in types):
@@ -52,9 +52,11 @@ class Cutting:
             options = tuple(self._stage(degrees, pp, memory, tokens) for pp in stages)
             pools = tuple(Pool(f"stage {pp}", (o.tp,)) for pp, o in enumerate(options))
             chain = Chain(StageProblem(pools, options))
-            even, quick = least_bottleneck(chain, stages), least_latency(chain, stages)
-            if even is not None and quick is not None:
-                cuts = (tuple(s.end - s.first for s in runs) for runs in (even, quick))
+            runs = [least_bottleneck(chain, stages)]
+            if latency:
+                runs.append(least_latency(chain, stages))
+            cuts = [tuple(s.end - s.first for s in found) for found in runs if found is not None]
+            if cuts:
                 return tuple(dict.fromkeys(cuts))
         return ()
 
@@ -70,6 +72,12 @@ class Cutting:
         page = self.limits.block_tokens
         return requests * -(-longest // page) * page
 
+    def item_bytes(self, tp: int, tokens: int) -> tuple[int, ...]:
+        """As in `ModelCosts`, remembered."""
+        if (tp, tokens) not in self._bytes:
+            self._bytes[tp, tokens] = self.costs.item_bytes(tp, tokens)
+        return self._bytes[tp, tokens]
+
     def _stage(
         self, degrees: Degrees, pp: int, memory: Sequence[RankMemory], tokens: int
     ) -> Option:
@@ -78,13 +86,11 @@ class Cutting:
         alike = {self._kind(ranks): ranks for ranks in replicas}
         times = [self._seconds(degrees, ranks) for ranks in alike.values()]
         tp = degrees.tp_of(pp)
-        if (tp, tokens) not in self._bytes:
-            self._bytes[tp, tokens] = self.costs.item_bytes(tp, tokens)
         return Option(
             pp,
             tp,
             tuple(max(column) for column in zip(*times, strict=True)),
-            self._bytes[tp, tokens],
+            self.item_bytes(tp, tokens),
             min(memory[r].budget - beside_items(memory[r]) for r in _ranks(degrees, pp)),
             shared_bytes=self.costs.shared_bytes(tp),
         )
