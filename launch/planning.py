@@ -16,6 +16,7 @@ from parallel.conversion.resolve import is_default, resolve_config
 from parallel.errors import LayoutError
 from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.facts import Cluster
+from parallel.hardware.known import KnownDevice, known_devices
 from parallel.layout.degrees import Degrees
 from parallel.planner.formats import Formats, choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
@@ -37,9 +38,10 @@ def model_spec(settings: PlanKeys, directory: Path | None = None) -> ModelSpec:
 
 def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) -> Planner:
     asked = world_size or _product(settings)
+    cluster = cache(partial(_cluster, settings, known_devices(CLUSTERS / "devices")))
     return Planner(
         spec,
-        _cluster(settings, asked),
+        cluster(asked),
         choose_formats(
             spec,
             settings.precision.weights,
@@ -49,15 +51,15 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
         EngineLimits(**asdict(settings.engine)),
         Workload(**asdict(settings.workload)),
         Budget(settings.memory_gib, settings.memory_share),
-        cache(partial(_cluster, settings)),
+        cluster,
         _targets(settings),
         _other_formats(settings, spec),
     )
 
 
-def _cluster(settings: PlanKeys, ranks: int | None) -> Cluster:
+def _cluster(settings: PlanKeys, known: dict[str, KnownDevice], ranks: int | None) -> Cluster:
     """A run over gloo alone is planned so: in time, and in what its collectives hold."""
-    cluster = load_cluster(settings.cluster, CLUSTERS, ranks=ranks)
+    cluster = load_cluster(settings.cluster, CLUSTERS, ranks, known)
     gloo = isinstance(settings, RunKeys) and settings.collectives is Collectives.gloo
     return without_shared_memory(cluster) if gloo else cluster
 

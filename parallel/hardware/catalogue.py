@@ -28,11 +28,17 @@ def cluster_names(search: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in search.glob("*.yaml")))
 
 
-def load_cluster(name_or_path: str | Path, search: Path, ranks: int | None = None) -> Cluster:
+def load_cluster(
+    name_or_path: str | Path,
+    search: Path,
+    ranks: int | None = None,
+    known: dict[str, KnownDevice] | None = None,
+) -> Cluster:
     """The cluster called so in `search`, or described by a YAML file.
 
     `ranks` shapes a machine that is probed, or described by the number of ranks: so many share
-    it. Raises `HardwareError` for an unknown name or a file that isn't as it should be."""
+    it. `known` are the device types of `search`, where they were read before. Raises
+    `HardwareError` for an unknown name or a file that isn't as it should be."""
     word = str(name_or_path)
     names = cluster_names(search)
     if word in names:
@@ -44,7 +50,8 @@ def load_cluster(name_or_path: str | Path, search: Path, ranks: int | None = Non
             f"unknown cluster '{word}'{did_you_mean(word, names)}; "
             f"known: {', '.join(names)}; or give the path of a YAML file"
         )
-    return read_cluster(read_yaml(path), str(path), known_devices(search / "devices"), ranks)
+    types = known_devices(search / "devices") if known is None else known
+    return read_cluster(read_yaml(path), str(path), types, ranks)
 
 
 def read_cluster(

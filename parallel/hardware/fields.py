@@ -11,8 +11,10 @@ import yaml  # type: ignore[import-untyped]
 
 from parallel.errors import HardwareError, did_you_mean
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-class _UniqueKeyLoader(yaml.SafeLoader):  # type: ignore[misc]
+
+class _UniqueKeyLoader(_Loader):  # type: ignore[misc]
     """PyYAML keeps the last of two equal keys; here that is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
