@@ -35,16 +35,23 @@ def test_a_signal_ends_a_rank_that_no_lifeline_could_end(
     ended: list[str] = []
     monkeypatch.setattr(launch_rank, "end_process", ended.append)
 
-    def joining(settings: object, directory: object, plan: object, host: object, e: Event) -> None:
+    class Job:
+        def close(self) -> None:
+            ended.append("closed")
+
+    def joining(settings: object, plan: object, host: object, e: Event, worker: object) -> Job:
         signalled[0](signal.SIGTERM)
         assert ended == [""]
         e.set()
         signalled[0](signal.SIGTERM)
+        return Job()
 
-    monkeypatch.setattr(launch_rank, "_run", joining)
+    monkeypatch.setattr(launch_rank, "_start", joining)
     plan = plan_for(str(make_checkpoint("qwen3", tmp_path)), Degrees())
-    assert launch_rank.run_rank(RunKeys(), tmp_path, plan, launch_rank.Host) == 0
-    assert ended == [""]
+    code = launch_rank.run_rank(
+        RunKeys(), tmp_path, plan, launch_rank.Host, work=lambda job, host: None
+    )
+    assert (code, ended) == (0, ["", "closed"])
 
 
 def test_a_server_that_loads_has_nothing_to_finish(monkeypatch: pytest.MonkeyPatch) -> None:
