@@ -14,7 +14,7 @@ from parallel.architecture.spec import ModelSpec
 from parallel.conversion.default_model import DEFAULT_MODEL
 from parallel.conversion.resolve import is_default, resolve_config
 from parallel.errors import LayoutError
-from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.catalogue import depends_on_ranks, load_cluster
 from parallel.hardware.facts import Cluster
 from parallel.hardware.known import KnownDevice, known_devices
 from parallel.layout.degrees import Degrees
@@ -51,7 +51,7 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
         EngineLimits(**asdict(settings.engine)),
         Workload(**asdict(settings.workload)),
         Budget(settings.memory_gib, settings.memory_share),
-        cluster,
+        cluster if depends_on_ranks(settings.cluster, CLUSTERS) else None,
         _targets(settings),
         _other_formats(settings, spec),
     )

@@ -39,19 +39,28 @@ def load_cluster(
     `ranks` shapes a machine that is probed, or described by the number of ranks: so many share
     it. `known` are the device types of `search`, where they were read before. Raises
     `HardwareError` for an unknown name or a file that isn't as it should be."""
+    path = _path(name_or_path, search)
+    types = known_devices(search / "devices") if known is None else known
+    return read_cluster(read_yaml(path), str(path), types, ranks)
+
+
+def depends_on_ranks(name_or_path: str | Path, search: Path) -> bool:
+    """Whether a cluster is another one for each number of ranks: they share a machine."""
+    document = read_yaml(_path(name_or_path, search))
+    return isinstance(document, dict) and ("probe" in document or "by_ranks" in document)
+
+
+def _path(name_or_path: str | Path, search: Path) -> Path:
     word = str(name_or_path)
     names = cluster_names(search)
     if word in names:
-        path = search / f"{word}.yaml"
-    elif Path(word).suffix in (".yaml", ".yml") or "/" in word:
-        path = Path(word)
-    else:
-        raise HardwareError(
-            f"unknown cluster '{word}'{did_you_mean(word, names)}; "
-            f"known: {', '.join(names)}; or give the path of a YAML file"
-        )
-    types = known_devices(search / "devices") if known is None else known
-    return read_cluster(read_yaml(path), str(path), types, ranks)
+        return search / f"{word}.yaml"
+    if Path(word).suffix in (".yaml", ".yml") or "/" in word:
+        return Path(word)
+    raise HardwareError(
+        f"unknown cluster '{word}'{did_you_mean(word, names)}; "
+        f"known: {', '.join(names)}; or give the path of a YAML file"
+    )
 
 
 def read_cluster(

@@ -133,6 +133,17 @@ class Cluster:
         )
 
     def _links(self, operation: str, ranks: Sequence[int]) -> list[Link]:
+        key = (operation, tuple(ranks))
+        if key not in self._joined:
+            self._joined[key] = self._find_links(operation, ranks)
+        return self._joined[key]
+
+    @cached_property
+    def _joined(self) -> dict[tuple[str, tuple[int, ...]], list[Link]]:
+        """The links that were asked for: plans ask for the same ones over and over."""
+        return {}
+
+    def _find_links(self, operation: str, ranks: Sequence[int]) -> list[Link]:
         members = Counter(self.device(rank).node for rank in ranks)
         links = [
             self.nodes[n].link_for(operation).within(count)

@@ -35,16 +35,10 @@ class RankKernels:
 def rank_kernels(layout: Layout, rank: int) -> RankKernels:
     at = layout.degrees.coordinates(rank)
     stage, spec = layout.stages[at.pp], layout.spec
-    alike: Counter[LayerKernels] = Counter()
-    # Blocks are often the same object: told apart by identity, which costs no hashing.
-    known: dict[int, LayerKernels] = {}
-    for i in stage.layers:
-        block = spec.blocks[i]
-        if id(block) not in known:
-            known[id(block)] = _layer(layout, block, at)
-        alike[known[id(block)]] += 1
+    alike = Counter(spec.alike[i] for i in stage.layers)
+    layers = tuple((_layer(layout, spec.blocks[i], at), count) for i, count in alike.items())
     head = (layout.vocabulary(at.pp)[at.tp].size, spec.hidden) if stage.head else None
-    return RankKernels(tuple(alike.items()), head, stage.embedding and spec.tied_head)
+    return RankKernels(layers, head, stage.embedding and spec.tied_head)
 
 
 def _layer(layout: Layout, block: Block, at: Coordinates) -> LayerKernels:

@@ -118,7 +118,7 @@ class Planner:
                 errors.append(error)
         if not plans:
             raise errors[0]
-        return min(plans, key=self.targets.order)
+        return self._best(plans)
 
     def _heads_differ(self, degrees: Degrees) -> bool:
         """Whether some layer's heads can be shared in two ways (`padded` is never faster)."""
@@ -141,7 +141,11 @@ class Planner:
         latency = self.targets.objective == "latency"
         cuts = Cutting(self.spec, *facts, wanted.heads).unlike_cuts(degrees, latency)
         layouts = [Layout.make(self.spec, degrees, cut, wanted.heads) for cut in cuts] or [layout]
-        return min((make_plan(each, *facts) for each in layouts), key=self.targets.order)
+        return self._best([make_plan(each, *facts) for each in layouts])
+
+    def _best(self, plans: Sequence[Plan]) -> Plan:
+        """One alone isn't compared: that would simulate its load."""
+        return plans[0] if len(plans) == 1 else min(plans, key=self.targets.order)
 
     def search(self, wanted: Wanted) -> Outcome:
         plans: list[Plan] = []
