@@ -26,7 +26,6 @@ from parallel.errors import ConfigError, TesseraError, did_you_mean
 
 Json = dict[str, Any]
 KEYS = ("evaluate", "output", "held_out")
-HERE = Path(__file__).resolve().parent / "accuracy" / "measured"
 
 
 @dataclass(frozen=True)

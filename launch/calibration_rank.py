@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER, is_first_rank
+from launch.entry import EXIT_DONE, is_first_rank
+from launch.failing import ending_at_failure
 from launch.planning import CLUSTERS
 from launch.running import local_threads, rank_numbers
 from launch.schema import CalibrateCommand
@@ -24,7 +24,6 @@ from parallel.calibration.machine import describe_host, fit_cluster
 from parallel.collectives.lifeline import end_process
 from parallel.collectives.mesh import MeshOptions
 from parallel.devices.select import select_device
-from parallel.errors import TesseraError, UserError
 from parallel.hardware.known import known_devices
 from parallel.hardware.probe import probe_local
 from parallel.runtime.calibration import measure_rank
@@ -33,19 +32,9 @@ _MUCH_SPREAD = 0.5
 
 
 def run_calibration(settings: CalibrateCommand, output: Path) -> int:
-    """Other ranks may hang in native code when one fails: a failure ends the process at once."""
     on_termination(_terminate)
-    try:
+    with ending_at_failure():
         _run(settings, output)
-    except TesseraError as error:
-        where = "" if is_first_rank() else f"rank {os.environ['RANK']}: "
-        print(f"error: {where}{error}", file=sys.stderr, flush=True)
-        os._exit(EXIT_USER if isinstance(error, UserError) else EXIT_FAILED)
-    except Exception:
-        # A peer that died shows first as an error of gloo or NCCL: let the lifeline name it.
-        time.sleep(1.0)
-        traceback.print_exc()
-        os._exit(EXIT_FAILED)
     return EXIT_DONE
 
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from launch.entry import EXIT_FAILED, EXIT_USER, is_first_rank
+from launch.entry import is_first_rank
+from launch.failing import ending_at_failure
 from launch.running import loading_bar, local_threads, rank_numbers, show_plan, show_report
 from launch.schema import RunKeys
 from launch.signals import on_termination
 from parallel.collectives.lifeline import end_process
 from parallel.collectives.mesh import MeshOptions
 from parallel.devices.select import select_device
-from parallel.errors import RunError, TesseraError, UserError
+from parallel.errors import RunError
 from parallel.planner.memory import weight_bytes
 from parallel.planner.plan import Plan
 from parallel.runtime.job import RankJob
@@ -86,27 +84,18 @@ def run_rank(
 
     on_termination(terminate)
     try:
-        if is_first_rank():
-            show_plan(plan)
-            host = make_host()
-        job = _start(settings, plan, host, joined, make_worker)
-        if work is None:
-            _serve(settings, directory, job, host)
-        else:
-            work(job, host)
-        if settings.trace is not None:
-            _write_trace(job, settings.trace)
-        job.close()
-    except TesseraError as error:
-        # Other ranks may hang in native code and gloo aborts in a plain exit: leave at once.
-        where = "" if is_first_rank() else f"rank {os.environ['RANK']}: "
-        print(f"error: {where}{error}", file=sys.stderr, flush=True)
-        os._exit(EXIT_USER if isinstance(error, UserError) else EXIT_FAILED)
-    except Exception:
-        # A peer that died shows first as an error of gloo or NCCL: let the lifeline name it.
-        time.sleep(1.0)
-        traceback.print_exc()
-        os._exit(EXIT_FAILED)
+        with ending_at_failure():
+            if is_first_rank():
+                show_plan(plan)
+                host = make_host()
+            job = _start(settings, plan, host, joined, make_worker)
+            if work is None:
+                _serve(settings, directory, job, host)
+            else:
+                work(job, host)
+            if settings.trace is not None:
+                _write_trace(job, settings.trace)
+            job.close()
     finally:
         if host is not None:
             host.close()

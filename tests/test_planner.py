@@ -25,7 +25,7 @@ from parallel.planner.memory import ESTIMATES, kv_bytes_per_token
 from parallel.planner.plan import Plan
 from parallel.planner.room import Room
 from parallel.planner.search import Wanted
-from parallel.planner.timing import StepModel, step_time
+from parallel.planner.timing import StepModel
 from parallel.planner.work import StepWork
 from parallel.precision import precision
 from parallel.units import GIB
@@ -177,7 +177,7 @@ def test_a_decode_reads_every_weight() -> None:
     """Memory-bound on one device: bytes moved over bandwidth."""
     device = toy_device(flops_per_second={"fp32": 1e30})
     layout, formats = Layout.make(BIG, Degrees()), choose_formats(BIG)
-    step = step_time(layout, toy_cluster(device), formats, StepWork.decode(1, 70))
+    step = StepModel(layout, toy_cluster(device), formats).step(StepWork.decode(1, 70))
     products = [
         p for p in BIG.parameters if len(p.shape) == 2 and p.role is not Role.TOKEN_EMBEDDING
     ]
@@ -195,7 +195,7 @@ def test_stages_take_as_long_as_their_slowest_rank() -> None:
 
     def seconds(*devices: Any) -> float:
         layout = Layout.make(BIG, Degrees(tp=2))
-        return step_time(layout, toy_cluster(*devices), formats, StepWork.decode(1, 1)).seconds
+        return StepModel(layout, toy_cluster(*devices), formats).step(StepWork.decode(1, 1)).seconds
 
     assert seconds(fast, slow) == pytest.approx(seconds(slow, slow), rel=1e-3)
     assert seconds(fast, fast) < seconds(fast, slow)
@@ -204,7 +204,9 @@ def test_stages_take_as_long_as_their_slowest_rank() -> None:
 def test_communication_of_a_step() -> None:
     """Ring of two at 1 GB/s and 1 µs a hop: 2 hops and S bytes for each all-reduce."""
     layout, formats = Layout.make(BIG, Degrees(tp=2)), choose_formats(BIG)
-    step = step_time(layout, toy_cluster(toy_device(), toy_device()), formats, StepWork.prompt(3))
+    step = StepModel(layout, toy_cluster(toy_device(), toy_device()), formats).step(
+        StepWork.prompt(3)
+    )
     size, piece = 3 * 1024 * 4, 16002 * 4
     calls = 1 + 2 * 8
     assert step.communication_bytes == calls * size + piece

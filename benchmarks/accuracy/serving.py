@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.engines import PeerEngine
+from benchmarks.accuracy.kernels import DEVICES
 from parallel.architecture.checkpoint import build_spec
 from parallel.architecture.spec import ModelSpec, Role
 from parallel.hardware.facts import Cluster, Link, Node
@@ -23,7 +24,6 @@ from parallel.planner.queueing import Load, Rules, Simulation
 from parallel.planner.timing import StepModel
 from parallel.precision import FP8, Precision, precision
 
-DEVICES = Path(__file__).parents[2] / "configs" / "clusters" / "devices"
 MODELS = Path(__file__).with_name("models.yaml")
 FORMATS = {"bf16": precision("bf16"), "fp16": precision("fp16"), "fp8": FP8, "fp8_block": FP8}
 RESERVED_BYTES = 3 << 30

@@ -12,7 +12,13 @@ from statistics import median
 from typing import Any
 
 import parallel
-from parallel.calibration.fit import CollectivePoint, ProductPoint, fit_collectives, fit_products
+from parallel.calibration.fit import (
+    CollectivePoint,
+    ProductPoint,
+    fit_collectives,
+    fit_products,
+    mean_error,
+)
 from parallel.calibration.overheads import (
     LayerPoint,
     StepPoint,
@@ -79,16 +85,11 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
         read = median(m["bandwidth_bytes_per_second"] for m in measures)
         device = _with_peaks(device, products, read)
     device = _with_row_factors(fit_products(products, device), products)
-    wrong = [
-        device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute) / p.seconds
-        for p in products
+    predicted = [
+        device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute) for p in products
     ]
-    return device, {"products": mean_off(wrong), "layers": layer_error(layers, overheads)}
-
-
-def mean_off(ratios: Sequence[float]) -> float:
-    """Mean of |predicted / measured - 1|."""
-    return sum(abs(ratio - 1) for ratio in ratios) / len(ratios)
+    wrong = mean_error(predicted, [p.seconds for p in products])
+    return device, {"products": wrong, "layers": layer_error(layers, overheads)}
 
 
 def _with_row_factors(device: DeviceType, products: Sequence[ProductPoint]) -> DeviceType:
@@ -167,11 +168,11 @@ def _fitted(
         for p in group["points"]
     ]
     fitted = fit_collectives(points, link)
-    ratios = [
-        fitted.collective_seconds(p.operation, p.full_bytes, p.ranks, p.launch) / p.seconds
-        for p in points
+    predicted = [
+        fitted.collective_seconds(p.operation, p.full_bytes, p.ranks, p.launch) for p in points
     ]
-    errors[f"{where} {backend or 'network'}"] = mean_off(ratios)
+    wrong = mean_error(predicted, [p.seconds for p in points])
+    errors[f"{where} {backend or 'network'}"] = wrong
     return fitted
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from parallel.calibration.bench import Bench, Timing
-from parallel.calibration.points import rounded
+from parallel.calibration.points import mean_error, rounded
 from parallel.devices.base import Device
 from parallel.hardware.overheads import Overheads
 from parallel.kernels.sampling import Row, sample
@@ -81,14 +81,11 @@ def fit_steps(points: Sequence[StepPoint], overheads: Overheads) -> Overheads:
 
 def layer_error(points: Sequence[LayerPoint], overheads: Overheads) -> float:
     """Mean relative error of the fitted seconds beside products."""
-    errors = []
-    for p in points:
-        measured = p.attention_seconds + p.other_seconds
-        predicted = overheads.layer(
-            p.sequences, p.elementwise_bytes, p.cached_bytes, p.attention_flops
-        )
-        errors.append(abs(predicted / measured - 1))
-    return sum(errors) / len(errors)
+    predicted = [
+        overheads.layer(p.sequences, p.elementwise_bytes, p.cached_bytes, p.attention_flops)
+        for p in points
+    ]
+    return mean_error(predicted, [p.attention_seconds + p.other_seconds for p in points])
 
 
 def nonnegative_fit(

@@ -72,13 +72,6 @@ class DeviceType:
         efficiency = self.compute_efficiency if found is None else found.compute_efficiency
         return efficiency * self.flops_per_second_of(precision)
 
-    def operation_seconds(self, moved_bytes: float, flops: float, precision: str) -> float:
-        """Roofline of one kernel: the slower of memory and arithmetic, and its launch."""
-        return self.launch_seconds + max(
-            moved_bytes / self.effective_bandwidth_bytes_per_second,
-            flops / self.effective_flops_per_second(precision),
-        )
-
     def product_seconds(
         self,
         rows: int,

@@ -33,6 +33,29 @@ class Load:
     rounds: float = 3
     rounds_of_mean: int = 10
 
+    def times(
+        self,
+        arrived: Sequence[float],
+        first: Sequence[float],
+        ended: Sequence[float],
+        outputs: Sequence[int],
+    ) -> LoadTimes:
+        """Means over requests of which the clock was seen at three events, and whose output
+        tokens are counted; the first burst weighs as one of `rounds_of_mean`."""
+
+        def mean(requests: range) -> tuple[float, float]:
+            waited = sum(first[r] - arrived[r] for r in requests) / len(requests)
+            rates = [(ended[r] - first[r]) / (outputs[r] - 1) for r in requests if outputs[r] > 1]
+            return waited, sum(rates) / len(rates) if rates else 0.0
+
+        clients, total = self.concurrency, len(arrived)
+        burst = mean(range(clients))
+        steady = mean(range(clients, total)) if total > clients else burst
+        weight = 1 / self.rounds_of_mean if total > clients else 1.0
+        ttft, tpot = (weight * b + (1 - weight) * s for b, s in zip(burst, steady, strict=True))
+        cycle = ttft + max(0, self.output_tokens - 1) * tpot
+        return LoadTimes(ttft, tpot, clients * self.output_tokens / cycle if cycle else inf)
+
     def lengths(self, request: int) -> tuple[int, int]:
         """Input and output tokens of a request: a low-discrepancy sequence (Halton), so that few
         requests stand for many, and the same in each run."""
@@ -127,7 +150,8 @@ class Simulation:
                 self._decode()
             else:
                 self._now = max(self._now, self._waiting[0][0])
-        return self._means()
+        outputs = [outputs for _, outputs in self._lengths]
+        return self.load.times(self._arrived, self._first, self._ended, outputs)
 
     def _send(self) -> None:
         if self._sent < len(self._lengths):
@@ -216,23 +240,3 @@ class Simulation:
         self._ended[request] = self._now
         self._done += 1
         self._send()
-
-    def _means(self) -> LoadTimes:
-        clients, total = self.load.concurrency, len(self._lengths)
-        burst = self._mean(range(clients))
-        steady = self._mean(range(clients, total)) if total > clients else burst
-        weight = 1 / self.load.rounds_of_mean if total > clients else 1.0
-        ttft, tpot = (weight * b + (1 - weight) * s for b, s in zip(burst, steady, strict=True))
-        outputs = self.load.output_tokens
-        cycle = ttft + max(0, outputs - 1) * tpot
-        return LoadTimes(ttft, tpot, clients * outputs / cycle if cycle else inf)
-
-    def _mean(self, requests: range) -> tuple[float, float]:
-        """Mean time to first token, and mean time per output token after it."""
-        first = sum(self._first[r] - self._arrived[r] for r in requests) / len(requests)
-        rates = [
-            (self._ended[r] - self._first[r]) / (self._lengths[r][1] - 1)
-            for r in requests
-            if self._lengths[r][1] > 1
-        ]
-        return first, sum(rates) / len(rates) if rates else 0.0

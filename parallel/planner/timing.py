@@ -208,14 +208,3 @@ def unlike_replicas(layout: Layout, cluster: Cluster) -> list[tuple[int, int]]:
         names = tuple(cluster.device(r).type.name for r in layout.degrees.replica(dp))
         kinds.setdefault(names, []).append(dp)
     return [(replicas[0], len(replicas)) for replicas in kinds.values()]
-
-
-def step_time(
-    layout: Layout,
-    cluster: Cluster,
-    formats: Formats,
-    work: StepWork,
-    costs: EngineCosts | None = None,
-) -> StepTime:
-    """One step, where there is only one to ask for."""
-    return StepModel(layout, cluster, formats, costs).step(work)

@@ -116,29 +116,9 @@ class ClosedLoop:
                     self._submit()
 
     def times(self) -> Json:
-        """Means over requests, the first burst weighed against those after it as in the plan."""
-        clients = self._load.concurrency
-        burst = self._means(range(clients))
-        steady = self._means(range(clients, self._total)) if self._total > clients else burst
-        share = 1 / self._load.rounds_of_mean if self._total > clients else 1.0
-        ttft, tpot = (share * b + (1 - share) * s for b, s in zip(burst, steady, strict=True))
-        outputs = self._load.output_tokens
-        return {
-            "ttft_seconds": ttft,
-            "tpot_seconds": tpot,
-            "tokens_per_second": clients * outputs / (ttft + (outputs - 1) * tpot),
-            "requests": self._total,
-            "tokens": sum(self._tokens),
-        }
-
-    def _means(self, requests: range) -> tuple[float, float]:
-        first = sum(self._first[r] - self._arrived[r] for r in requests) / len(requests)
-        rates = [
-            (self._ended[r] - self._first[r]) / (self._tokens[r] - 1)
-            for r in requests
-            if self._tokens[r] > 1
-        ]
-        return first, sum(rates) / len(rates) if rates else 0.0
+        """As the plan's, of what was seen."""
+        times = self._load.times(self._arrived, self._first, self._ended, self._tokens)
+        return {**asdict(times), "requests": self._total, "tokens": sum(self._tokens)}
 
 
 def measure(job: RankJob, repeats: int, advance: Callable[[str], None]) -> Json | None:
