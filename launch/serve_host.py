@@ -62,6 +62,7 @@ class ServeHost(Host):
             "model": self._name,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
             "max_tokens": 32,
+            "temperature": 0,
         }
         key = '-H "Authorization: Bearer $TESSERA_API_KEY" ' if self._has_api_key else ""
         print(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +28,7 @@ from parallel.precision import FP8, Precision, precision
 
 MODELS = Path(__file__).with_name("models.yaml")
 FORMATS = {"bf16": precision("bf16"), "fp16": precision("fp16"), "fp8": FP8, "fp8_block": FP8}
+_EXPERTS = re.compile(r"-a\d|\dx\d|moe|mixtral|gpt-oss|deepseek-(v|r1$)|kimi|llama-4|glm-4\.")
 RESERVED_BYTES = 3 << 30
 """Activations and graphs beside weights and cache: what engines were seen to keep free."""
 
@@ -65,27 +68,26 @@ class Error:
 
 def read_runs(path: Path) -> tuple[list[Run], list[Skipped]]:
     """The rows of dense models in a known format, and why the others are left out."""
-    known, gpus = models(), devices()
+    gpus = devices()
     runs, skipped = [], []
     with path.open(newline="") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
-            reason = _reason(row, known, gpus)
+            reason = _reason(row, gpus)
             if reason is not None:
                 skipped.append(Skipped(line, reason))
             else:
-                runs.append(_run(line, row))
+                name = _device_name(row["gpu"], gpus)
+                runs.append(_run(line, {**row, "gpu": name or ""}))
     return runs, skipped
 
 
-def _reason(
-    row: Mapping[str, str], known: Mapping[str, Any], gpus: Mapping[str, KnownDevice]
-) -> str | None:
+def _reason(row: Mapping[str, str], gpus: Mapping[str, KnownDevice]) -> str | None:
     if row["weights"] not in FORMATS:
         return f"weights in {row['weights']} aren't timed"
-    if row["model"] not in known:
-        return f"{row['model']}: experts aren't timed, nor models that models.yaml lacks"
-    if row["gpu"] not in gpus:
-        return f"no device type {row['gpu']}"
+    if facts_of(row["model"]) is None:
+        return f"{row['model']}: experts aren't timed, nor models whose name doesn't say their size"
+    if _device_name(row["gpu"], gpus) is None:
+        return f"no device type is like {row['gpu']}"
     return None
 
 
@@ -113,13 +115,44 @@ def models() -> dict[str, list[Any]]:
 
 
 @lru_cache
+def facts_of(name: str) -> list[Any] | None:
+    """A model's row; of one that isn't there, the dense one nearest in size with its FFN made
+    wider or narrower to the billions of parameters that the name says."""
+    if name in models():
+        return models()[name]
+    size = re.search(r"(\d+(?:\.\d+)?)b(?![a-z0-9])", name.lower())
+    if size is None or _EXPERTS.search(name.lower()):
+        return None
+    wanted = float(size[1]) * 1e9
+    near = min(models().values(), key=lambda facts: abs(math.log(_parameters(facts) / wanted)))
+    layers, hidden, *_, width, _vocabulary, _tied = near
+    width += round((wanted - _parameters(near)) / (3 * layers * hidden))
+    return [*near[:5], max(hidden, width), *near[6:]]
+
+
+def _parameters(facts: list[Any]) -> float:
+    layers, hidden, heads, kv_heads, dim, width, vocabulary, tied = facts
+    layer = 2 * hidden * (heads + kv_heads) * dim + 3 * hidden * width
+    return float(layers * layer + vocabulary * hidden * (1 if tied else 2))
+
+
+def _device_name(gpu: str, known: Mapping[str, KnownDevice]) -> str | None:
+    """The type called so, or the longest that the name begins with: `h100_sxm` is an H100."""
+    word = gpu.lower().replace("-", "_")
+    found = [name for name in known if word == name or word.startswith(f"{name}_")]
+    return max(found, key=len, default=None)
+
+
+@lru_cache
 def devices() -> dict[str, KnownDevice]:
     return known_devices(DEVICES)
 
 
 @lru_cache
 def model_spec(name: str) -> ModelSpec:
-    layers, hidden, heads, kv_heads, dim, width, vocabulary, tied = models()[name]
+    facts = facts_of(name)
+    assert facts is not None, "rows of unknown models are skipped"
+    layers, hidden, heads, kv_heads, dim, width, vocabulary, tied = facts
     config = {
         "model_type": "llama",
         "hidden_size": hidden,

@@ -82,10 +82,11 @@ def _layouts(plans: Sequence[Json], console: Console) -> None:
         "layout|ranks|per rank|KV requests|first token|next token|tokens/s|$/M tok|Pareto",
         left=1,
     )
+    several = len({plan["precision"]["weights"] for plan in plans}) > 1
     for plan in plans[:_PLANS_SHOWN]:
         most = max(rank["memory_bytes"]["total"] for rank in plan["ranks"])
         table.add_row(
-            layout_name(plan),
+            layout_name(plan) + (f" {plan['precision']['weights']}" if several else ""),
             str(plan["world_size"]),
             format_bytes(most),
             format_count(plan["kv_cache_requests"]),
