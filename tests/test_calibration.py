@@ -16,8 +16,10 @@ from parallel.calibration.collectives import group_sizes
 from parallel.calibration.document import by_ranks_document, measured_document, write_document
 from parallel.calibration.memory import last_cache_bytes
 from parallel.calibration.overheads import (
+    JointPoint,
     LayerPoint,
     StepPoint,
+    fit_late,
     fit_layers,
     fit_steps,
     layer_error,
@@ -119,6 +121,28 @@ def test_overheads_are_found_again() -> None:
     assert layer_error(points, found) < 1e-3
 
 
+def joint_point(collectives: int, computed: float, each: float = 20e-6) -> JointPoint:
+    late = collectives * 5e-6 + computed * 0.04
+    return JointPoint(
+        collectives, computed + collectives * each + late, computed, collectives * each
+    )
+
+
+def test_waiting_for_the_last_rank_is_found_again() -> None:
+    points = [joint_point(48, 0.01), joint_point(48, 0.04), joint_point(20, 0.1)]
+    found = fit_late(points, TRUE)
+    assert found.late_seconds == pytest.approx(5e-6, rel=1e-2)
+    assert found.late_share == pytest.approx(0.04, rel=1e-2)
+    assert found.late(10, 0.5) == pytest.approx(50e-6 + 0.02, rel=1e-2)
+
+
+def test_who_never_waits_loses_nothing_by_it() -> None:
+    quick = [JointPoint(48, 0.010, 0.0099, 2e-4), JointPoint(48, 0.040, 0.0400, 1e-4)]
+    found = fit_late(quick, TRUE)
+    assert (found.late_seconds, found.late_share) == (0.0, 0.0)
+    assert fit_late([], TRUE) == TRUE
+
+
 def test_seconds_of_a_layer_and_of_a_step() -> None:
     assert TRUE.layer(2, 8e3, 1e4, 6e4) == pytest.approx(113e-6)
     assert TRUE.step(3, 1000) == pytest.approx(460e-6)
@@ -132,6 +156,8 @@ def test_seconds_of_a_layer_and_of_a_step() -> None:
         elementwise_bytes_per_second=st.none() | st.floats(1e6, 1e13),
         logit_seconds=st.floats(0, 1e-3),
         plain_product_share=st.floats(0.01, 1),
+        late_seconds=st.floats(0, 1e-3),
+        late_share=st.floats(0, 2),
     )
 )
 def test_overheads_are_read_back(overheads: Overheads) -> None:

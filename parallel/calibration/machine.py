@@ -20,8 +20,10 @@ from parallel.calibration.fit import (
     mean_error,
 )
 from parallel.calibration.overheads import (
+    JointPoint,
     LayerPoint,
     StepPoint,
+    fit_late,
     fit_layers,
     fit_steps,
     layer_error,
@@ -70,6 +72,7 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
     steps = [StepPoint(**p) for p in measures[0]["steps"]]
     if steps:
         overheads = fit_steps(steps, overheads)
+    overheads = fit_late([JointPoint(**p) for p in measures[0]["joint"]], overheads)
     overheads = replace(
         overheads,
         logit_seconds=rounded(median(m["logit_seconds"] for m in measures), 1e-9),

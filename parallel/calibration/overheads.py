@@ -45,6 +45,17 @@ class StepPoint:
     seconds: float
 
 
+@dataclass(frozen=True)
+class JointPoint:
+    """A stage of layers run by all ranks of a group: with its `collectives`, without them, and so
+    many of them alone, where nobody comes late."""
+
+    collectives: int
+    seconds: float
+    muted_seconds: float
+    collectives_seconds: float
+
+
 def fit_layers(points: Sequence[LayerPoint]) -> Overheads:
     """Non-negative least squares of relative errors, attention apart from all else."""
     ones = [1.0] * len(points)
@@ -79,6 +90,19 @@ def fit_steps(points: Sequence[StepPoint], overheads: Overheads) -> Overheads:
     )
 
 
+def fit_late(points: Sequence[JointPoint], overheads: Overheads) -> Overheads:
+    """`overheads` with what waiting for the last rank costs: what whole stages take beyond their
+    computing and their collectives."""
+    if not points:
+        return overheads
+    each, share = nonnegative_fit(
+        [[float(p.collectives) for p in points], [p.muted_seconds for p in points]],
+        [p.seconds - p.muted_seconds - p.collectives_seconds for p in points],
+        [p.seconds for p in points],
+    )
+    return replace(overheads, late_seconds=rounded(each, 1e-6), late_share=rounded(share, 1.0))
+
+
 def layer_error(points: Sequence[LayerPoint], overheads: Overheads) -> float:
     """Mean relative error of the fitted seconds beside products."""
     predicted = [
@@ -89,21 +113,25 @@ def layer_error(points: Sequence[LayerPoint], overheads: Overheads) -> float:
 
 
 def nonnegative_fit(
-    columns: Sequence[Sequence[float]], seconds: Sequence[float]
+    columns: Sequence[Sequence[float]],
+    seconds: Sequence[float],
+    scales: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
-    """Coefficients of at least 0 with which the columns add up to `seconds`, every row weighing
-    as much: the least squares over all sets of columns that come out positive."""
-    target = np.asarray(seconds, dtype=np.float64)
-    matrix = np.asarray(columns, dtype=np.float64).T / target[:, None]
+    """Coefficients of at least 0 with which the columns add up to `seconds`; errors count beside
+    `scales` (default: the seconds themselves): the least squares over all sets of columns that
+    come out positive."""
+    beside = np.asarray(seconds if scales is None else scales, dtype=np.float64)
+    target = np.asarray(seconds, dtype=np.float64) / beside
+    matrix = np.asarray(columns, dtype=np.float64).T / beside[:, None]
     scale = np.linalg.norm(matrix, axis=0)
     count, best = matrix.shape[1], np.zeros(matrix.shape[1])
-    least = float(len(target))
+    least = float((target**2).sum())
     for chosen in range(1, 1 << count):
         kept = [i for i in range(count) if chosen >> i & 1 and scale[i] > 0]
-        found: Any = np.linalg.lstsq(matrix[:, kept] / scale[kept], np.ones(len(target)), None)[0]
+        found: Any = np.linalg.lstsq(matrix[:, kept] / scale[kept], target, None)[0]
         if (found < 0).any():
             continue
-        error = float(((matrix[:, kept] / scale[kept] @ found - 1) ** 2).sum())
+        error = float(((matrix[:, kept] / scale[kept] @ found - target) ** 2).sum())
         if error < least:
             least, best = error, np.zeros(count)
             best[kept] = found / scale[kept]

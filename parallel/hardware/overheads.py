@@ -14,6 +14,9 @@ where the FFN isn't gated), of b bytes each; attention does 4·query heads·head
 query-key pair; a sequence's cached bytes are 2·KV heads·head_dim·b for each token of its context.
 
 A step adds step_seconds + S · sequence_seconds + logits · logit_seconds, whatever its layers.
+
+Ranks that sum over tensor parallelism wait for the last of them at each collective; a stage of
+several ranks takes late_seconds for each collective and late_share of what it computes longer.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ class Overheads:
     sequence_seconds: float = 0.0
     logit_seconds: float = 0.0
     plain_product_share: float = 1.0
+    late_seconds: float = 0.0
+    late_share: float = 0.0
 
     def layer(
         self, sequences: int, elementwise_bytes: float, cached_bytes: float, attention_flops: float
@@ -56,6 +61,10 @@ class Overheads:
             + sequences * self.layer_sequence_seconds
             + sum(amount / rate for amount, rate in rates if rate is not None)
         )
+
+    def late(self, collectives: int, computed_seconds: float) -> float:
+        """Seconds that a stage of several ranks waits for the last of them."""
+        return collectives * self.late_seconds + computed_seconds * self.late_share
 
     def step(self, sequences: int, logits: int) -> float:
         """Seconds of a step beside its layers and its head's product."""
@@ -84,7 +93,7 @@ def read_overheads(value: object, where: str) -> Overheads:
     given = Fields(value, where, [key for key, _ in _KEYS.values()])
     return Overheads(
         **{
-            name: unit * given.number(key, zero=unit < 1)
+            name: unit * given.number(key, zero=unit < 1 or name == "late_share")
             for name, (key, unit) in _KEYS.items()
             if key in given
         }

@@ -34,12 +34,14 @@ class StepTime:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Seconds of one stage that depend on tokens and rows alone: all but attention."""
+    """Seconds of one stage that depend on tokens and rows alone: all but attention; `collectives`
+    of its tensor-parallel group."""
 
     compute: float
     imbalance: float
     communication: float
     sent: int
+    collectives: int
     launch: float
 
 
@@ -77,7 +79,8 @@ class StepModel:
         sent = 0
         for stage in self._stages:
             fixed = stage.fixed(work.tokens, work.sequences, work.rows, work.chunks > 0)
-            busy = fixed.compute + stage.attention(work) + fixed.communication
+            computed = fixed.compute + stage.attention(work)
+            busy = computed + fixed.communication + stage.late(fixed, computed)
             took = max(fixed.launch, busy)
             seconds += took
             slowest = max(slowest, took)
@@ -109,6 +112,7 @@ class _Stage:
         shapes = [(rank_kernels(layout, r), model.device(r)) for r in ranks]
         self._alike = [(s, shapes.count(s)) for i, s in enumerate(shapes) if s not in shapes[:i]]
         self._layers = len(layout.stages[pp].layers)
+        self._overheads = model.costs.overheads_on(model.device(ranks[0]))
         rates = [_attention_rates(model, kernels, device) for (kernels, device), _ in self._alike]
         self._pair, self._cached = max(rates)
         self._busiest = max(ranks, key=lambda r: len(layout.degrees.receivers(r)))
@@ -117,6 +121,12 @@ class _Stage:
 
     def attention(self, work: StepWork) -> float:
         return self._pair * work.pairs + self._cached * work.cached
+
+    def late(self, fixed: _Fixed, computed_seconds: float) -> float:
+        """What the ranks wait for the last of them, all together."""
+        if len(self._ranks) == 1:
+            return 0.0
+        return self._overheads.late(fixed.collectives, computed_seconds)
 
     def fixed(self, tokens: int, sequences: int, rows: int, eager: bool) -> _Fixed:
         key = (tokens, sequences, rows, eager)
@@ -131,13 +141,13 @@ class _Stage:
         ]
         most = max(seconds for seconds, _ in computed)
         mean = sum(seconds * count for seconds, count in computed) / len(self._ranks)
-        communication, sent = self._communication(tokens, rows, eager)
+        communication, sent, collectives = self._communication(tokens, rows, eager)
         launch = self._layers * self._model.costs.eager_layer_seconds if eager else 0.0
-        return _Fixed(most, most - mean, communication, sent, launch)
+        return _Fixed(most, most - mean, communication, sent, collectives, launch)
 
-    def _communication(self, tokens: int, rows: int, eager: bool) -> tuple[float, int]:
-        """Seconds and bytes sent of the rank that has most: all call the same in their group, and
-        some send on to more ranks than others."""
+    def _communication(self, tokens: int, rows: int, eager: bool) -> tuple[float, int, int]:
+        """Seconds, bytes sent and collectives of the rank that has most: all call the same in
+        their group, and some send on to more ranks than others."""
         model, launch = self._model, self._launch(eager)
         called = step_collectives(model.layout, self._busiest, model.formats, tokens, rows)
         seconds = sum(
@@ -145,7 +155,8 @@ class _Stage:
             for c in called
             for calls, ranks in called_among(c, model.layout, self._busiest)
         )
-        return seconds, sum(c.calls * c.sent_bytes for c in called)
+        collectives = sum(c.calls for c in called if c.axis == "tp")
+        return seconds, sum(c.calls * c.sent_bytes for c in called), collectives
 
     def _launch(self, eager: bool) -> Launch:
         return "graph" if self._model.costs.graph and not eager else "eager"

@@ -24,6 +24,7 @@ from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
 from parallel.hardware.writing import cluster_document
 from parallel.runtime.job import RankJob
+from parallel.runtime.joint_timing import measure_joint
 from parallel.runtime.layer_timing import measure_layers
 from parallel.runtime.rehearsal import RandomWorker
 from parallel.runtime.step_timing import measure_steps, step_plan
@@ -34,7 +35,8 @@ SHARES = {
     "memory": 0.03,
     "products": 0.4,
     "logits": 0.02,
-    "layers": 0.3,
+    "layers": 0.25,
+    "joint": 0.05,
     "collectives": 0.2,
     "steps": 0.05,
 }
@@ -89,6 +91,10 @@ class _Measures:
             self._budget("layers"),
             self._progress("layers"),
         )
+        joint = measure_joint(
+            self.job.mesh, self.peers, self.cluster, cold, self._budget("joint")
+        )
+        self._progress("joint")(1.0)
         groups = list(self._groups())
         return {
             "node": self.node,
@@ -98,6 +104,7 @@ class _Measures:
             "plain_product_share": products.plain_share,
             "logit_seconds": logit_seconds,
             "layers": [asdict(p) for p in layers],
+            "joint": [asdict(p) for p in joint],
             "steps": [asdict(p) for p in steps],
             "collectives": groups,
             "runtime_bytes": self.job.runtime_bytes,

@@ -162,7 +162,7 @@ class _Stage:
     @torch.inference_mode()
     def _run(self, case: StepCase) -> list[float]:
         """Seconds of each layer."""
-        worker, message = self.worker, _message(case, self.plan)
+        worker, message = self.worker, step_message(case, self.plan)
         step = worker.inputs(message)
         hidden = self.device.empty((step.tokens, self.plan.layout.spec.hidden), worker.compute)
         hidden.fill_(0.1)
@@ -176,7 +176,8 @@ class _Stage:
         return [timer.seconds() for timer in timers]
 
 
-def _message(case: StepCase, plan: Plan) -> StepMessage:
+def step_message(case: StepCase, plan: Plan) -> StepMessage:
+    """A step of sequences that are as far as the case says."""
     size = plan.limits.block_tokens
     needed = -(-case.context // size)
     greedy = Sampling().to_wire()
