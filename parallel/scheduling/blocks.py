@@ -6,15 +6,23 @@ from parallel.errors import RunError
 
 
 class BlockManager:
-    """`total` blocks of `block_tokens` tokens each."""
+    """`total` blocks of `block_tokens` tokens each on the device, `host_total` in host memory."""
 
-    def __init__(self, total: int, block_tokens: int):
+    def __init__(
+        self, total: int, block_tokens: int, host_total: int = 0, prefix_cache: bool = True
+    ):
         self.total, self.block_tokens = total, block_tokens
+        self.host_total, self.prefix_cache = host_total, prefix_cache
         self._free = list(range(total - 1, -1, -1))
 
     @property
     def free(self) -> int:
         return len(self._free)
+
+    @property
+    def whole(self) -> bool:
+        """Nothing is held by anyone."""
+        return self.free == self.total
 
     def needed(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)

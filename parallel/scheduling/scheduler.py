@@ -10,73 +10,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from parallel.errors import RequestError
 from parallel.requests.types import Request, TokenEvent
+from parallel.scheduling.batch import Batch, TableChange, Work
 from parallel.scheduling.blocks import BlockManager
+from parallel.scheduling.sequence import Sequence
+
+__all__ = ["Batch", "Limits", "Scheduler", "Sequence", "TableChange", "Work"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`step_tokens` per batch, `requests` running at once, `batches` in flight."""
+    """`step_tokens` per batch, `requests` running at once, `batches` in flight, `queue` waiting
+    at most (None: any number)."""
 
     step_tokens: int
     requests: int
     context_tokens: int
     batches: int = 1
-
-
-@dataclass
-class Sequence:
-    """A request on its way: `tokens` known so far, of which `computed` are in the cache."""
-
-    request: Request
-    tokens: list[int]
-    last: int
-    blocks: list[int] = field(default_factory=list)
-    computed: int = 0
-    in_flight: bool = False
-    cancelled: bool = False
-
-    @property
-    def id(self) -> int:
-        return self.request.id
-
-    @property
-    def prompt(self) -> int:
-        return len(self.request.prompt)
-
-    @property
-    def pending(self) -> int:
-        """Known tokens that are not in the cache yet."""
-        return len(self.tokens) - self.computed
-
-
-@dataclass(frozen=True)
-class Work:
-    """`count` tokens of a sequence from `start` on; `samples` if the next token is wanted."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    samples: bool
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Decodes first. `joined` are sequences that no rank has seen yet."""
-
-    work: tuple[Work, ...]
-    joined: tuple[Sequence, ...]
-
-    @property
-    def phase(self) -> str:
-        return "prefill" if any(w.start < w.sequence.prompt for w in self.work) else "decode"
-
-    @property
-    def tokens(self) -> int:
-        return sum(w.count for w in self.work)
+    queue: int | None = None
 
 
 class Scheduler:
