@@ -59,6 +59,13 @@ class EngineKeys:
     block_tokens: int = 16
     context_tokens: int | None = None
     batches: int | None = None
+    queue: int | None = None
+    prefix_cache: bool = True
+    swap_gib: float = 0.0
+    kernels: str = "auto"
+    attention: str = "auto"
+    cuda_graphs: bool = True
+    sequence_parallel: str = "auto"
 
 
 @dataclass
@@ -110,6 +117,7 @@ class RunKeys(PlanKeys):
     threads: int | None = None
     collectives: Collectives = Collectives.auto
     collective_timeout_seconds: float = 120.0
+    symmetric_memory: bool = False
     report: str | None = None
     trace: str | None = None
     trace_steps: int = 16

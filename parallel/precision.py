@@ -23,7 +23,8 @@ _ALL = (
     Precision("fp16", 2, "F16", "float16"),
 )
 FP8 = Precision("fp8", 1, "F8_E4M3", "float8_e4m3fn")
-"""A format that other engines run; here it can be timed, not chosen."""
+"""Of weights and arithmetic other engines run it; here such plans can be timed, not chosen."""
+INT8 = Precision("int8", 1, "I8", "int8")
 _BY_WORD = {word: p for p in _ALL for word in (p.name, p.safetensors, p.torch)}
 NAMES = tuple(p.name for p in _ALL)
 

@@ -197,7 +197,8 @@ def test_the_contract_lists_every_key_with_its_default(name: str) -> None:
     words = {None: "null", "???": "required"}
     for key, value in defaults.items():
         given = f"{name}: {key}" if f"{name}: {key}" in rows else key
-        expected = words.get(value, value)
+        shown = str(value).lower() if isinstance(value, bool) else value
+        expected = words.get(value, shown)
         if key == "output":
             continue  # a format in plan, a file in generate: in the text
         assert rows[given] == f"`{expected}`" or rows[given] == str(expected), key

@@ -154,7 +154,8 @@ def test_another_program_behind_the_address_is_told_apart(words: bytes) -> None:
     [
         TokenEvent(1, 2),
         TokenEvent(3, 4, -0.5, ((4, -0.5), (5, -1.0)), "length"),
-        TokenEvent(5, -1, finish_reason="error", message="why"),
+        TokenEvent(5, -1, finish_reason="error", message="why", code="queue_full"),
+        TokenEvent(6, 7, cached_tokens=16),
     ],
 )
 def test_events_survive_the_wire(ends: tuple[Channel, Channel], event: TokenEvent) -> None:

@@ -5,26 +5,59 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from parallel.errors import ConfigError
+from parallel.errors import ConfigError, did_you_mean
+
+_COUNTS = ("step_tokens", "requests", "block_tokens", "context_tokens", "batches", "queue")
+_CHOICES = {
+    "kernels": ("auto", "native", "portable"),
+    "attention": ("auto", "sdpa", "native", "flash_attn", "flashinfer", "flex"),
+    "sequence_parallel": ("auto", "on", "off"),
+}
 
 
 @dataclass(frozen=True)
 class EngineLimits:
     """`step_tokens`: most tokens in one batch; `requests`: most running at once in a replica;
     `context_tokens`: longest sequence (None: the model's); `batches`: in flight in a pipeline
-    (None: one per stage); `block_tokens`: tokens per cache block."""
+    (None: one per stage); `block_tokens`: tokens per cache block; `queue`: most that wait in a
+    replica (None: 16 · `requests`); `swap_gib`: host memory of a rank for preempted requests.
+
+    `kernels`, `attention` and `sequence_parallel` name forms of the same arithmetic."""
 
     step_tokens: int = 512
     requests: int = 32
     block_tokens: int = 16
     context_tokens: int | None = None
     batches: int | None = None
+    queue: int | None = None
+    prefix_cache: bool = True
+    swap_gib: float = 0.0
+    kernels: str = "auto"
+    attention: str = "auto"
+    cuda_graphs: bool = True
+    sequence_parallel: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("step_tokens", "requests", "block_tokens", "context_tokens", "batches"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"engine.{name}={value} is out of range; give at least 1")
+        if not 0 <= self.swap_gib < inf:
+            raise ConfigError(
+                f"engine.swap_gib={self.swap_gib} is out of range; give 0 (none) or a size in GiB"
+            )
+        for name, legal in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in legal:
+                raise ConfigError(
+                    f"engine.{name}={value} is unknown{did_you_mean(value, legal)}; "
+                    f"legal: {', '.join(legal)}"
+                )
+
+    @property
+    def most_waiting(self) -> int:
+        """In one replica."""
+        return 16 * self.requests if self.queue is None else self.queue
 
     def context(self, model_tokens: int) -> int:
         return min(model_tokens, self.context_tokens or model_tokens)

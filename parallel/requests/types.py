@@ -78,18 +78,42 @@ def _check_integer(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence to continue. `id` is unique within the process that routes requests."""
+    """One sequence to continue. `id` is unique within the process that routes requests. A lower
+    `priority` comes first. Requests of one `group` have the same prompt, computed once for all."""
 
     id: int
     prompt: tuple[int, ...]
     sampling: Sampling
+    priority: int = 0
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_integer("priority", self.priority)
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "prompt": self.prompt,
+            "sampling": self.sampling.to_wire(),
+            "priority": self.priority,
+            "group": self.group,
+        }
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Request:
+        """Raises `RequestError` for a sampling or a priority that no engine takes."""
+        sampling = Sampling.from_wire(body["sampling"])
+        priority, group = body.get("priority", 0), body.get("group")
+        return cls(body["id"], tuple(body["prompt"]), sampling, priority, group)
 
 
 @dataclass(frozen=True)
 class TokenEvent:
     """One generated token. `finish_reason` is 'stop' or 'length' with the last token,
     'cancelled' or 'error' (then `token` may be -1 and `message` says why) when it was cut short;
-    `top` holds `(token, logprob)` of the alternatives asked for."""
+    `top` holds `(token, logprob)` of the alternatives asked for. `cached_tokens` comes with the
+    first token: how many of the prompt's were in the cache already; `code` with a message, as
+    errors of requests have it ('queue_full': the replica takes no more for now)."""
 
     request_id: int
     token: int
@@ -97,3 +121,5 @@ class TokenEvent:
     top: tuple[tuple[int, float], ...] = ()
     finish_reason: str | None = None
     message: str | None = None
+    cached_tokens: int | None = None
+    code: str | None = None

@@ -181,7 +181,8 @@ def _decode(raw: bytes) -> Message:
 
 
 def event_to_wire(event: TokenEvent) -> list[Any]:
-    """`[request_id, token, logprob, [[token, logprob], …], finish_reason, message]`"""
+    """`[request_id, token, logprob, [[token, logprob], …], finish_reason, message,
+    cached_tokens, code]`"""
     return [
         event.request_id,
         event.token,
@@ -189,14 +190,16 @@ def event_to_wire(event: TokenEvent) -> list[Any]:
         event.top,
         event.finish_reason,
         event.message,
+        event.cached_tokens,
+        event.code,
     ]
 
 
 def event_from_wire(row: Sequence[Any]) -> TokenEvent:
     """Raises `WireError` for what `event_to_wire` didn't make."""
     try:
-        request_id, token, logprob, top, reason, message = row
+        request_id, token, logprob, top, reason, message, cached, code = row
         alternatives = tuple((t, lp) for t, lp in top) if top else ()
     except (TypeError, ValueError) as error:
         raise WireError(f"a token event can't be read: {error}") from None
-    return TokenEvent(request_id, token, logprob, alternatives, reason, message)
+    return TokenEvent(request_id, token, logprob, alternatives, reason, message, cached, code)
