@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
@@ -120,6 +121,39 @@ class Communicator:
         if self._transport is not None:
             self._transport.flush()
 
+    @contextmanager
+    def counting_into(self, ledger: Ledger) -> Iterator[None]:
+        """Inside, calls are counted in `ledger` and nothing is timed or watched: a graph that is
+        captured only writes them down, and the device's events would be written down with them."""
+        kept = self.ledger, self._immediate
+        self.ledger, self._immediate = ledger, True
+        try:
+            yield
+        finally:
+            self.ledger, self._immediate = kept
+
+    def run_captured(self, replay: Callable[[], None], x: torch.Tensor, counted: Ledger) -> None:
+        """Runs a captured piece of a step that has `counted` calls of this axis in it. They are
+        counted as at the capture; the watchdog sees the piece as one, with `x` as its array. The
+        device doesn't tell their times."""
+        timer = self._begin("replay", x, "captured")
+        begun = self._begun
+        assert begun is not None
+        replay()
+        for (axis, op, layer, _, backend), counter in counted.counters.items():
+            if axis == self.axis:
+                key = (axis, op, layer, self.ledger.phase, backend)
+                self.ledger.count_again(key, counter.calls, counter.bytes)
+        self._begun = None
+        if timer is None:
+            return
+        timer.stop()
+        # A key that the ledger has no counter of: its times go nowhere.
+        key = (self.axis, "replay", "captured", self.ledger.phase, self.backend)
+        when, current = self.ledger.spans.now, self._current(begun)
+        self._owed.append(_Owed(current, timer, None, key, 0, when, NO_PEER))
+        self._shorten()
+
     def run_all_reduce(self, x: torch.Tensor, layer: str) -> None:
         timer = self._begin("all_reduce", x, layer)
         self._wire.all_reduce(x)
@@ -187,6 +221,9 @@ class Communicator:
         when, current = ledger.spans.now, self._current(begun)
         self._owed.append(_Owed(current, timer, on_wire, key, sent_bytes, when, peer))
         self._begun = None
+        self._shorten()
+
+    def _shorten(self) -> None:
         while len(self._owed) > _MOST_UNRESOLVED:
             self._resolve(self._owed.popleft())
 
