@@ -18,6 +18,7 @@ from parallel.planner.formats import choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.plan import Plan, make_plan
 from parallel.requests.types import Sampling
+from parallel.requests.wire import event_from_wire
 from parallel.runtime.engine import Engine
 from parallel.runtime.job import RankJob
 
@@ -71,12 +72,12 @@ class MemoryRouter:
         return self._inbox.popleft() if self._inbox else {"type": "stop"}
 
     def send(self, message: dict[str, Any]) -> None:
-        for request_id, token, logprob, _, reason, _ in message.get("events", []):
-            if token >= 0:
-                self.tokens[request_id].append(token)
-                self.logprobs[request_id].append(logprob)
-            if reason is not None:
-                self.reasons[request_id] = reason
+        for event in map(event_from_wire, message.get("events", ())):
+            if event.token >= 0:
+                self.tokens[event.request_id].append(event.token)
+                self.logprobs[event.request_id].append(event.logprob)
+            if event.finish_reason is not None:
+                self.reasons[event.request_id] = event.finish_reason
                 self._left -= 1
 
 

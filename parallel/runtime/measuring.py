@@ -19,6 +19,7 @@ from parallel.planner.queueing import Load
 from parallel.planner.timing import StepModel
 from parallel.planner.work import mean_work
 from parallel.requests.types import Sampling
+from parallel.requests.wire import event_from_wire
 from parallel.runtime.job import RankJob
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.worker import StepResult, Worker
@@ -105,11 +106,12 @@ class ClosedLoop:
 
     def send(self, message: Json) -> None:
         now = time.perf_counter()
-        for request, token, _, _, reason, _ in message.get("events", ()):
-            if token >= 0:
+        for event in map(event_from_wire, message.get("events", ())):
+            request = event.request_id
+            if event.token >= 0:
                 self._tokens[request] += 1
                 self._first[request] = self._first[request] or now
-            if reason is not None:
+            if event.finish_reason is not None:
                 self._ended[request] = now
                 self._done += 1
                 if self._sent < self._total:

@@ -17,6 +17,7 @@ from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
 from parallel.planner.plan import Plan
 from parallel.requests.types import Sampling
+from parallel.requests.wire import event_from_wire
 from parallel.runtime.job import RankJob
 from parallel.runtime.meter import Meter
 from parallel.runtime.rehearsal import Geometry, random_plan
@@ -52,8 +53,8 @@ class Prompts:
         return self._inbox.popleft() if self._inbox else {"type": "stop"}
 
     def send(self, message: dict[str, Any]) -> None:
-        for *_, reason, _ in message.get("events", []):
-            self._left -= reason is not None
+        events = map(event_from_wire, message.get("events", ()))
+        self._left -= sum(e.finish_reason is not None for e in events)
 
 
 def measure_steps(job: RankJob, peers: Peers, advance: Callable[[float], None]) -> list[StepPoint]:
