@@ -60,6 +60,10 @@ class RankDied(RunError):
     """A process of the job ended before its time; names the rank."""
 
 
+class CaptureError(RunError):
+    """Work that can't be captured in a graph; it can still be done without one."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"`, or nothing when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -21,6 +21,7 @@ def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(select.torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(select.torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(select.torch.cuda, "get_device_name", lambda index: f"gpu {index}")
+    monkeypatch.setattr(select.torch.cuda, "get_device_capability", lambda index: (9, 0))
 
 
 def test_auto_takes_the_local_ranks_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

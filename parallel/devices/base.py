@@ -5,8 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,14 @@ class PackedLinear(ABC):
         """[T, in] → [T, out]"""
 
 
+class Graph(ABC):
+    """Work that was captured once: kernels with their arguments, addresses included."""
+
+    @abstractmethod
+    def replay(self) -> None:
+        """Queues the work again: it reads what lies at the captured addresses now."""
+
+
 def _reached() -> None:
     """What was given to a device without a queue is done when the call returns."""
 
@@ -72,9 +85,21 @@ class Device(ABC):
     given is done when the call returns."""
 
     immediate = True
+    capability: tuple[int, int] | None = None
+    """CUDA's compute capability; None on other devices, and where nothing is computed."""
     kind: str
     name: str
     torch_device: torch.device
+
+    @cached_property
+    def _kept(self) -> dict[object, object]:
+        return {}
+
+    def kept(self, key: object, make: Callable[[], T]) -> T:
+        """What all users of the device share: made by the first to ask, kept as long as it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]  # type: ignore[return-value]
 
     @abstractmethod
     def activate(self) -> None:
@@ -93,6 +118,21 @@ class Device(ABC):
     @abstractmethod
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Copies `host` into `out` on the device, in stream order, and returns `out`."""
+
+    def numbers(self, values: Sequence[int] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A few numbers of the host on the device, which isn't waited for."""
+        return torch.as_tensor(values, dtype=dtype)
+
+    def compile(self, run: Callable[P, T]) -> Callable[P, T]:
+        """`run` made into fewer kernels where the device gains by it, else itself."""
+        return run
+
+    def capture(self, run: Callable[[], None]) -> Graph | None:
+        """What `run` gives the device, without doing it now; None on devices without graphs. `run`
+        must have been run before, and reads and writes tensors that stay where they are.
+
+        Raises `CaptureError` when something in it can't be captured."""
+        return None
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear | None:
         """A faster form of a product with `weight` that takes no more memory, if there is one."""

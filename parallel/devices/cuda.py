@@ -1,15 +1,20 @@
-"""A CUDA rank: one GPU, its allocator's statistics, events for timing."""
+"""A CUDA rank: one GPU, its allocator's statistics, events for timing, graphs, the compiler."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
-from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, Timer
+from parallel.devices.base import Device, Graph, MemoryInUse, MemoryStatistics, P, T, Timer
 from parallel.devices.process import ResidentMemory, status_bytes
+from parallel.errors import CaptureError
 
 _ANCHOR_NS = 10_000_000_000
 """Age at which a new anchor is taken: events tell times from it as floats of milliseconds, whose
@@ -62,12 +67,31 @@ class EventTimer(Timer):
         return bool(self._end.query())
 
 
+class CudaGraph(Graph):
+    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+        self._graph = graph
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+def compiles() -> str | None:
+    """Why nothing can be compiled for the GPU here; None where it can. Triton needs a C compiler
+    when it runs, for the launchers of its kernels (triton-lang.org, "Installation")."""
+    if find_spec("triton") is None:
+        return "the package triton is missing"
+    if "CC" not in os.environ and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "there is no C compiler, which triton needs"
+    return None
+
+
 class CudaDevice(Device):
     kind = "cuda"
     immediate = False
 
     def __init__(self, index: int):
         self.torch_device = torch.device("cuda", index)
+        self.capability = torch.cuda.get_device_capability(index)
         self._anchor: Anchor | None = None
         self._resident = ResidentMemory()
         self.name = torch.cuda.get_device_name(index)
@@ -80,6 +104,34 @@ class CudaDevice(Device):
 
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out.copy_(host, non_blocking=True)
+
+    def numbers(self, values: Sequence[int] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """From pinned memory, which its allocator gives to nobody else before it has been read."""
+        host = torch.as_tensor(values, dtype=dtype).pin_memory()
+        return host.to(self.torch_device, non_blocking=True)
+
+    def compile(self, run: Callable[P, T]) -> Callable[P, T]:
+        """One kernel for any number of rows."""
+        if compiles() is not None:
+            return run
+        compiled: Callable[P, T] = torch.compile(run, dynamic=True, fullgraph=True)
+        return compiled
+
+    def capture(self, run: Callable[[], None]) -> Graph | None:
+        """All graphs share one pool: none runs beside another. Other threads (the watchdog's) go on
+        asking events meanwhile, which only the thread-local mode allows
+        (https://docs.pytorch.org/docs/stable/generated/torch.cuda.graph.html)."""
+        pool, stream = self.kept("graphs", self._graph_pool)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                run()
+        except RuntimeError as error:
+            raise CaptureError(f"{self.name} can't capture this: {error}") from error
+        return CudaGraph(graph)
+
+    def _graph_pool(self) -> tuple[Any, torch.cuda.Stream]:
+        return torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.torch_device)
 
     def timer(self) -> Timer:
         if self._anchor is None:

@@ -18,8 +18,10 @@ class FakeCudaDevice(Device):
     kind = "cuda"
     name = "fake cuda"
 
-    def __init__(self, index: int = 0):
+    def __init__(self, index: int = 0, capability: tuple[int, int] | None = None):
+        """With a `capability` it is taken for a GPU that has kernels of its own."""
         self.torch_device = torch.device("cuda", index)
+        self.capability = capability
 
     def activate(self) -> None:
         return
@@ -29,6 +31,9 @@ class FakeCudaDevice(Device):
 
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out
+
+    def numbers(self, values: Sequence[int] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(len(values), dtype=dtype, device=self.torch_device)
 
     def timer(self) -> Timer:
         return HostTimer()
