@@ -81,7 +81,9 @@ def random_plan(
         Layout.make(spec, degrees),
         cluster,
         choose_formats(spec),
-        EngineLimits(step_tokens, SEQUENCES, context_tokens=CONTEXT_TOKENS),
+        EngineLimits(
+            step_tokens, SEQUENCES, context_tokens=CONTEXT_TOKENS, prefix_cache=False
+        ),
         Workload(16, 16, 1),
         Budget(_MEMORY_GIB),
     )
