@@ -1,11 +1,13 @@
-"""Attention over a block-addressed cache.
+"""Attention over a block-addressed cache: what every form of it is asked for, and the portable one.
 
 Shapes: T tokens of the step, H query and K KV heads of this rank, d head dim, G queries per KV
-head, L context tokens. This is the portable form on PyTorch's scaled-dot-product attention; a
-faster kernel for a device takes the place of `PagedAttention` and nothing else changes.
+head, L context tokens. `attention_choice.py` says which form a device gets; the one here runs
+everywhere on PyTorch's scaled-dot-product attention and is the reference for the others.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,25 @@ def repeats_heads(device: torch.device) -> bool:
     """Whether attention with a mask needs as many KV heads as query heads: of PyTorch's kernels on
     CUDA not all take fewer, and what is left to them then holds every score at once."""
     return device.type != "cpu"
+
+
+class AttentionBackend(Protocol):
+    """One layer's attention on one rank. `slots` [H] is what it keeps on the device to tell where
+    each query stands in a grid of KV heads × queries, None where they lie so already."""
+
+    slots: torch.Tensor | None
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: LayerCache,
+        step: StepInput,
+    ) -> torch.Tensor:
+        """query [T, H, d], key and value [T, K, d] → [T, H, d]; the cache is written first. All
+        three may be views of one tensor [T, H + 2K, d]."""
+        ...
 
 
 class PagedAttention:

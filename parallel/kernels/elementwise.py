@@ -36,3 +36,22 @@ class Normalization:
         if self.rms:
             return F.rms_norm(x, self.shape, self.weight, self.epsilon)
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.epsilon)
+
+    def add(self, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of the sum, the sum) of the residual `x` and a branch's `delta`, both [T, h]; the
+        sum is written over `x`."""
+        total = x.add_(delta)
+        return self(total), total
+
+
+class FeedForwardActivation:
+    """[T, wide] of the first product → [T, columns]: gate and up side by side where `gated`."""
+
+    def __init__(self, name: str, gated: bool):
+        self.activate, self.gated = ACTIVATIONS[name], gated
+
+    def __call__(self, wide: torch.Tensor) -> torch.Tensor:
+        if not self.gated:
+            return self.activate(wide)
+        gate, up = wide.chunk(2, dim=-1)
+        return self.activate(gate) * up

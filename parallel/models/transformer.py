@@ -7,12 +7,13 @@ know which part of a matrix is theirs; the model doesn't.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from parallel.architecture.spec import Attention, FeedForward, Role
 from parallel.kernels.cache import KVCache, LayerCache
-from parallel.kernels.elementwise import ACTIVATIONS
+from parallel.kernels.elementwise import Normalization
 from parallel.kernels.step import StepInput
 from parallel.sharding.builder import LayerBuilder
 
@@ -44,17 +45,32 @@ class AttentionLayer:
 
 class FeedForwardLayer:
     def __init__(self, facts: FeedForward, layer: int, build: LayerBuilder):
-        self.gated = facts.gated
-        self.activate = ACTIVATIONS[facts.activation]
+        self.activate = build.activation(facts)
         self.up = build.column([Role.GATE, Role.UP] if facts.gated else [Role.UP], layer)
         self.down = build.row(Role.DOWN, layer, "ffn")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        wide = self.up(x)
-        if self.gated:
-            gate, up = wide.chunk(2, dim=-1)
-            return self.down(self.activate(gate) * up)
-        return self.down(self.activate(wide))
+        return self.down(self.activate(self.up(x)))
+
+
+@dataclass
+class Stream:
+    """The hidden states [T, h] between blocks: `residual`, and the `branch` that isn't added to it
+    yet, so that sum and norm may be one kernel. Whoever takes a stream on may write over it."""
+
+    residual: torch.Tensor
+    branch: torch.Tensor | None = None
+
+    def normed(self, norm: Normalization) -> torch.Tensor:
+        """The norm of the sum; the branch is in the residual from here on."""
+        if self.branch is None:
+            return norm(self.residual)
+        normed, self.residual = norm.add(self.residual, self.branch)
+        self.branch = None
+        return normed
+
+    def total(self) -> torch.Tensor:
+        return self.residual if self.branch is None else self.residual.add_(self.branch)
 
 
 class TransformerBlock:
@@ -66,12 +82,13 @@ class TransformerBlock:
         self.ffn_norm = build.norm(Role.FFN_NORM, layer)
         self.feed_forward = FeedForwardLayer(facts.feed_forward, layer, build)
 
-    def __call__(self, x: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x), cache, step)
-        return x + self.feed_forward(self.ffn_norm(x))
+    def __call__(self, stream: Stream, cache: LayerCache, step: StepInput) -> None:
+        """Takes the stream through this layer."""
+        stream.branch = self.attention(stream.normed(self.attention_norm), cache, step)
+        stream.branch = self.feed_forward(stream.normed(self.ffn_norm))
 
 
-RunBlock = Callable[[TransformerBlock, torch.Tensor, LayerCache, StepInput], torch.Tensor]
+RunBlock = Callable[[TransformerBlock, Stream, LayerCache, StepInput], None]
 
 
 class Transformer:
@@ -98,15 +115,19 @@ class Transformer:
     def __call__(
         self, step: StepInput, cache: KVCache, hidden: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states [T, h], from `hidden` of the stage before or from the step's ids."""
-        if self.embedding is not None:
-            hidden = self.embedding(step.token_ids)
-            if self.positions is not None:
-                hidden = hidden + self.positions.index_select(0, step.positions)
-        assert hidden is not None, "a later stage needs the hidden states of the one before"
+        """Hidden states [T, h], from `hidden` of the stage before, which is written over, or from
+        the step's ids."""
+        stream = Stream(self._embedded(step) if hidden is None else hidden)
         for block in self.blocks:
-            hidden = self.run_block(block, hidden, cache.layers[block.layer], step)
-        return hidden
+            self.run_block(block, stream, cache.layers[block.layer], step)
+        return stream.total()
+
+    def _embedded(self, step: StepInput) -> torch.Tensor:
+        assert self.embedding is not None, "a later stage needs the hidden states of the one before"
+        hidden = self.embedding(step.token_ids)
+        if self.positions is None:
+            return hidden
+        return hidden.add_(self.positions.index_select(0, step.positions))
 
     def logits(self, hidden: torch.Tensor, step: StepInput) -> torch.Tensor:
         """[R, V] in float32 for the rows that are sampled."""

@@ -119,18 +119,15 @@ def step_bytes(stage: StageShape, step: StepShape) -> int:
     tape = Tape(stage.width, cuda=not stage.on_host)
     size = step.tokens * stage.hidden * stage.width
     tape.take(size if stage.late else 0)
-    # What was received lives as long as the call that it was given to.
-    received = 0 if stage.embeds else tape.take(size)
-    own = 0
     if stage.embeds:
-        own = embed(tape, step.tokens, stage.hidden, stage.splits, stage.positions)
-    distinct = [block for block, _ in stage.blocks]
+        embed(tape, step.tokens, stage.hidden, stage.splits, stage.positions)
+    else:
+        tape.take(size)
+    distinct, branch = [block for block, _ in stage.blocks], 0
     again = any(count > 1 for _, count in stage.blocks)
     for block in distinct * (2 if again else 1):
-        result = run_block(tape, stage.hidden, block, step, stage.page)
-        tape.give(own)
-        own = result
-    tape.give(received)
+        branch = run_block(tape, stage.hidden, block, step, stage.page, branch)
+    tape.give(branch)
     if stage.head is not None and step.rows:
         logits(tape, stage.hidden, stage.head, step.rows)
     return tape.peak_bytes

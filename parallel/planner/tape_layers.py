@@ -37,20 +37,20 @@ def norm(tape: Tape, rows: int, width: int, rms: bool) -> int:
     return result
 
 
-def run_block(tape: Tape, hidden: int, block: BlockShape, step: StepShape, page: int) -> int:
-    """[T, h] → [T, h]; the input is the caller's and lives on."""
-    tokens = step.tokens
-    normed = norm(tape, tokens, hidden, block.rms)
-    attended = _attention(tape, hidden, block, step, page)
+def run_block(
+    tape: Tape, hidden: int, block: BlockShape, step: StepShape, page: int, branch: int
+) -> int:
+    """The residual [T, h] is the caller's and lives on; `branch` are the bytes of what isn't added
+    to it yet, here and in the result."""
+    normed = norm(tape, step.tokens, hidden, block.rms)
+    tape.give(branch)
+    branch = _attention(tape, hidden, block, step, page)
     tape.give(normed)
-    added = tape.take(attended)
-    tape.give(attended)
-    normed = norm(tape, tokens, hidden, block.rms)
-    fed = _feed_forward(tape, tokens, hidden, block)
+    normed = norm(tape, step.tokens, hidden, block.rms)
+    tape.give(branch)
+    branch = _feed_forward(tape, step.tokens, hidden, block)
     tape.give(normed)
-    result = tape.take(fed)
-    tape.give(fed, added)
-    return result
+    return branch
 
 
 def _attention(tape: Tape, hidden: int, block: BlockShape, step: StepShape, page: int) -> int:
@@ -100,10 +100,7 @@ def embed(tape: Tape, tokens: int, hidden: int, split: bool, positions: bool) ->
     else:
         result = tape.take(tokens * hidden * tape.width)
     if positions:
-        placed = tape.take(result)
-        total = tape.take(result)
-        tape.give(placed, result)
-        result = total
+        tape.touch(result)
     return result
 
 

@@ -22,7 +22,7 @@ from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
 from parallel.instrument.ledger import Ledger
 from parallel.layout.degrees import AXES, Degrees
-from parallel.models.transformer import TransformerBlock
+from parallel.models.transformer import Stream, TransformerBlock
 from parallel.planner.kernels import rank_kernels
 from parallel.planner.plan import Plan
 from parallel.planner.work import StepWork
@@ -165,13 +165,13 @@ class _Stage:
         worker, message = self.worker, step_message(case, self.plan)
         step = worker.inputs(message)
         hidden = self.device.empty((step.tokens, self.plan.layout.spec.hidden), worker.compute)
-        hidden.fill_(0.1)
+        stream = Stream(hidden.fill_(0.1))
         self.device.synchronize()
         timers = []
         for block in self._blocks(case):
             timers.append(self.device.timer())
             timers[-1].start()
-            hidden = block(hidden, worker.cache.layers[block.layer], step)
+            block(stream, worker.cache.layers[block.layer], step)
             timers[-1].stop()
         return [timer.seconds() for timer in timers]
 

@@ -7,15 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import torch
-
 from parallel.collectives.communicator import Communicator
 from parallel.devices.base import Device, Timer
 from parallel.instrument.ledger import Ledger
 from parallel.instrument.spans import Kind
 from parallel.kernels.cache import LayerCache
 from parallel.kernels.step import StepInput
-from parallel.models.transformer import Transformer, TransformerBlock
+from parallel.models.transformer import Stream, Transformer, TransformerBlock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,9 +48,9 @@ class Tracer:
         return out
 
     def _run_block(
-        self, block: TransformerBlock, x: torch.Tensor, cache: LayerCache, step: StepInput
-    ) -> torch.Tensor:
-        return self._timed("layer", "layer", str(block.layer), block, x, cache, step)
+        self, block: TransformerBlock, stream: Stream, cache: LayerCache, step: StepInput
+    ) -> None:
+        self._timed("layer", "layer", str(block.layer), block, stream, cache, step)
 
     def _timed(
         self,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from parallel.architecture.spec import ModelSpec, Role
+from parallel.architecture.spec import FeedForward, ModelSpec, Role
 from parallel.collectives.communicator import Communicator
-from parallel.kernels.attention import PagedAttention
-from parallel.kernels.elementwise import Normalization
+from parallel.kernels.attention import AttentionBackend
+from parallel.kernels.attention_choice import choose_attention
+from parallel.kernels.elementwise import FeedForwardActivation, Normalization
 from parallel.kernels.linear import Linear
 from parallel.kernels.rotary import RotaryEmbedding
 from parallel.layout.heads import RankHeads
@@ -16,10 +17,18 @@ from parallel.sharding.weights import Weights
 
 
 class LayerBuilder:
-    """`tp` is the communicator of this rank's tensor-parallel axis."""
+    """`tp` is the communicator of this rank's tensor-parallel axis, `attention` the form asked for
+    (`EngineLimits.attention`), `cache` the format of keys and values (None: the weights')."""
 
-    def __init__(self, weights: Weights, tp: Communicator):
+    def __init__(
+        self,
+        weights: Weights,
+        tp: Communicator,
+        attention: str = "auto",
+        cache: torch.dtype | None = None,
+    ):
         self.weights, self.tp = weights, tp
+        self._attention, self._cache = attention, cache
         self.layout = weights.layout
         self.spec: ModelSpec = weights.layout.spec
         self.stage = weights.stage
@@ -66,9 +75,15 @@ class LayerBuilder:
         bias = self.weights.take(role, layer, "bias")
         return RowLinear(self._linear(self._held(role, layer), bias), self.tp, kind)
 
-    def attention(self, layer: int) -> PagedAttention:
-        facts = self.spec.blocks[layer].attention
-        return PagedAttention(facts, self.local_heads(layer), self._device)
+    def activation(self, facts: FeedForward) -> FeedForwardActivation:
+        return FeedForwardActivation(facts.activation, facts.gated)
+
+    def attention(self, layer: int) -> AttentionBackend:
+        facts, heads = self.spec.blocks[layer].attention, self.local_heads(layer)
+        weights = self.weights
+        return choose_attention(
+            facts, heads, weights.device, self._attention, weights.dtype, self._cache
+        )
 
     def rotary(self, layer: int) -> RotaryEmbedding | None:
         rotary = self.spec.blocks[layer].attention.rotary
