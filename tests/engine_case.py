@@ -113,10 +113,10 @@ def generate(
             )
             engine.run()
             job.control.broadcast({"op": "stop"})
-            free = engine.scheduler.blocks.free
+            whole = engine.scheduler.blocks.whole
         else:
             job.follow()
-            free = plan.blocks
+            whole = True
         return {
             "tokens": router.tokens if job.is_leader else None,
             "logprobs": router.logprobs,
@@ -124,7 +124,7 @@ def generate(
             "weights": job.worker.weights.bytes,
             "kv_cache": job.worker.cache.bytes,
             "bytes_read": job.worker.bytes_read,
-            "blocks_lost": plan.blocks - free,
+            "blocks_whole": whole,
             "collectives": job.ledger.rows(rank),
             "backends": job.mesh.describe(),
         }

@@ -58,7 +58,7 @@ class CpuDevice(Device):
         return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(tuple(shape))
 
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(tuple(shape), dtype=dtype)
+        return self.zeros(shape, dtype)
 
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out.copy_(host)

@@ -16,6 +16,11 @@ class LayerCache:
     key: torch.Tensor
     value: torch.Tensor
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is held for a block, blocks first."""
+        return self.key, self.value
+
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """key, value [T, H_kv, d] into rows `slots` [T] of the cache."""
         for cache, new in ((self.key, key), (self.value, value)):
@@ -63,4 +68,4 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        return sum(c.key.nbytes + c.value.nbytes for c in self.layers.values())
+        return sum(t.nbytes for c in self.layers.values() for t in c.tensors)

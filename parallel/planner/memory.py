@@ -26,12 +26,16 @@ _SLACK = 0.1
 
 @dataclass(frozen=True)
 class RankMemory:
+    """`swap` is what swapping blocks takes of the device: on CPU the pool of swapped blocks, which
+    is the device's memory there; on CUDA a block on its way to the host's."""
+
     weights: int
     kv_cache: int
     activations: int
     communication: int
     runtime: int
     budget: int
+    swap: int = 0
 
     @property
     def peak_tensors(self) -> int:
@@ -39,7 +43,7 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        return self.peak_tensors + self.communication + self.runtime
+        return self.peak_tensors + self.swap + self.communication + self.runtime
 
     def to_json(self) -> dict[str, int]:
         return {**asdict(self), "peak_tensors": self.peak_tensors, "total": self.total}
@@ -82,3 +86,10 @@ def runtime_bytes(device: DeviceType, activations: int) -> int:
     """Context and libraries; on CUDA also what the allocator reserves beyond its tensors."""
     slack = _SLACK * activations if device.kind == "cuda" else 0
     return device.runtime_bytes + int(slack)
+
+
+def swap_bytes(device: DeviceType, block_bytes: int, swap_blocks: int) -> int:
+    """Of the device's memory, see `RankMemory`."""
+    if device.kind == "cpu":
+        return block_bytes * swap_blocks
+    return block_bytes if swap_blocks else 0

@@ -10,9 +10,9 @@ from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
-from parallel.planner.memory import RankMemory
+from parallel.planner.memory import RankMemory, kv_bytes_per_token
 from parallel.planner.queueing import Load, LoadTimes, Rules, Simulation
-from parallel.planner.room import size_cache
+from parallel.planner.room import size_cache, swap_blocks
 from parallel.planner.timing import StepModel, StepTime, unlike_replicas
 from parallel.planner.work import StepWork
 
@@ -43,6 +43,15 @@ class Plan:
     def kv_cache_tokens(self) -> int:
         """Per replica; every rank of a replica has as many."""
         return self.blocks * self.limits.block_tokens
+
+    @property
+    def swap_blocks(self) -> int:
+        """Blocks in each rank's host memory that preempted sequences are swapped to."""
+        layout, size = self.layout, self.limits.block_tokens
+        ranks = layout.degrees.replica(0)
+        return swap_blocks(
+            self.limits, (size * kv_bytes_per_token(layout, r, self.formats) for r in ranks)
+        )
 
     @property
     def context_tokens(self) -> int:
@@ -166,6 +175,7 @@ class Plan:
             "stages": stages,
             "ranks": ranks,
             "kv_cache_tokens": self.kv_cache_tokens,
+            "swap_tokens": self.swap_blocks * self.limits.block_tokens,
             "context_tokens": self.context_tokens,
             "kv_cache_requests": self.kv_cache_requests,
             "prefill": self._phase(self.prefill, self.chunk_tokens),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from parallel.errors import CapacityError
@@ -16,14 +16,15 @@ from parallel.planner.memory import (
     communication_bytes,
     kv_bytes_per_token,
     runtime_bytes,
+    swap_bytes,
     weight_bytes,
 )
-from parallel.units import format_bytes
+from parallel.units import GIB, format_bytes
 
 
 @dataclass(frozen=True)
 class Rank:
-    """`memory` is what doesn't depend on the cache: weights and communication."""
+    """`memory` is what doesn't depend on the cache: weights, communication, swapping."""
 
     device: DeviceType
     memory: RankMemory
@@ -70,7 +71,16 @@ class Room:
             )
             per_token = kv_bytes_per_token(layout, number, formats)
             ranks.append(Rank(device.type, memory, stages[key], per_token * limits.block_tokens))
-        return cls(layout, limits, tuple(ranks))
+        swapped = swap_blocks(limits, (r.block_bytes for r in ranks))
+        held = [swap_bytes(r.device, r.block_bytes, swapped) for r in ranks]
+        return cls(
+            layout,
+            limits,
+            tuple(
+                replace(r, memory=replace(r.memory, swap=swap))
+                for r, swap in zip(ranks, held, strict=True)
+            ),
+        )
 
     def memory(self, blocks: int) -> tuple[RankMemory, ...]:
         """Every rank's bytes with a cache of so many blocks."""
@@ -132,6 +142,11 @@ class Room:
 
 def _fits(memories: Sequence[RankMemory]) -> bool:
     return all(m.total <= m.budget for m in memories)
+
+
+def swap_blocks(limits: EngineLimits, block_bytes: Iterable[int]) -> int:
+    """Blocks that each rank's host pool holds: as many as fit where a block takes most."""
+    return int(limits.swap_gib * GIB) // max(block_bytes)
 
 
 def size_cache(

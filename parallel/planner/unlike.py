@@ -120,7 +120,7 @@ class Cutting:
 
 def beside_items(memory: RankMemory) -> int:
     """What a rank holds that is of no layer."""
-    return memory.activations + memory.communication + memory.runtime
+    return memory.activations + memory.swap + memory.communication + memory.runtime
 
 
 def _ranks(degrees: Degrees, pp: int) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from parallel.devices.base import Device
 from parallel.instrument.memory import STEP, MemoryEntry, MemoryTimeline
 from parallel.runtime.worker import Worker
@@ -38,7 +40,9 @@ class MemoryLog:
     def entry(self, event: str) -> MemoryEntry:
         worker, now = self._worker, self._device.memory_in_use()
         weights, cache = self._held
-        blocks = sum(len(s.blocks) for s in worker.sequences.states.values())
+        tables = [s.table.blocks for s in worker.sequences.states.values()]
+        # Shared blocks count once.
+        blocks = len(np.unique(np.concatenate(tables))) if tables else 0
         live = None if now.allocated_bytes is None else now.allocated_bytes - weights - cache
         return MemoryEntry(
             stamp_ns=time.monotonic_ns(),

@@ -11,6 +11,7 @@ import torch
 from parallel.collectives.mesh import Mesh
 from parallel.devices.base import Device
 from parallel.instrument.ledger import Ledger
+from parallel.kernels.block_moves import BlockMover
 from parallel.kernels.cache import KVCache
 from parallel.kernels.sampling import Choice, sample
 from parallel.models.transformer import Transformer
@@ -65,6 +66,7 @@ class Worker:
         self.cache = KVCache.allocate(
             layout, rank, plan.blocks, limits.block_tokens, cache_dtype, device
         )
+        self.mover = BlockMover(self.cache, plan.swap_blocks, device)
         sizes = Sizes(
             tokens=limits.step_tokens,
             sequences=min(limits.requests, limits.step_tokens),
@@ -108,6 +110,8 @@ class Worker:
 
     def _run(self, message: StepMessage) -> StepResult:
         self.sequences.apply(message)
+        if message.moves:
+            self.mover.run(message.moves)
         step = self._buffers[message.serial % len(self._buffers)].build(
             message.chunks, self.sequences
         )
