@@ -81,9 +81,7 @@ def random_plan(
         Layout.make(spec, degrees),
         cluster,
         choose_formats(spec),
-        EngineLimits(
-            step_tokens, SEQUENCES, context_tokens=CONTEXT_TOKENS, prefix_cache=False
-        ),
+        EngineLimits(step_tokens, SEQUENCES, context_tokens=CONTEXT_TOKENS, prefix_cache=False),
         Workload(16, 16, 1),
         Budget(_MEMORY_GIB),
     )
