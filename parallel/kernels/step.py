@@ -19,6 +19,8 @@ class StepInput:
     """`query_starts` [S+1] and `context_tokens` [S] (the step's own tokens included) are on the
     host beside the tensors, so that no kernel waits for the device to learn a shape.
 
+    A `fixed` step is that of a graph: replays find other numbers in the same tensors, and
+    `context_tokens` are the least and the most that they may find.
     token_ids, positions, slots [T]: slots are rows of the cache seen as [blocks · block_tokens].
     block_tables [S, most blocks]; context_lengths [S]; logit_rows [R]: rows of T to be sampled.
     """
@@ -32,6 +34,7 @@ class StepInput:
     query_starts: tuple[int, ...]
     context_tokens: tuple[int, ...]
     decodes: int
+    fixed: bool = False
     _shared: dict[object, object] = field(default_factory=dict, repr=False)
 
     @property
