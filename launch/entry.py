@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launch.sweep import is_sweep, point_folder, read_points, run_point, sweep_code, with_folder
 from parallel.errors import ConfigError, RunError, TesseraError, UserError, did_you_mean
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -97,22 +98,34 @@ def fail(error: TesseraError) -> int:
     return EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
 
 
-def run_command(name: str, schema: type[Settings], task: Callable[[Settings], int | None]) -> None:
+def run_command(
+    name: str,
+    schema: type[Settings],
+    task: Callable[[Settings], int | None],
+    compare: Callable[[Path], None] | None = None,
+) -> None:
     """Runs `task` with the settings of `configs/<name>.yaml` and the command line, and exits:
-    0 done, 1 a run that failed, 2 a user's error (Hydra's own included)."""
+    0 done, 1 a run that failed, 2 a user's error (Hydra's own included). A sweep's points end in
+    its folder; `compare` shows them in the end."""
     codes: list[int] = []
     started: list[bool] = []
 
     def job(config: DictConfig) -> None:
         started.append(True)
+        folder = point_folder()
         try:
-            codes.append(task(to_settings(config, schema)) or EXIT_DONE)
+            if folder is not None:
+                codes.append(run_point(folder, lambda: task(to_settings(config, schema)) or 0))
+            else:
+                codes.append(task(to_settings(config, schema)) or EXIT_DONE)
         except TesseraError as error:
             codes.append(fail(error))
 
-    arguments = sys.argv[1:]
+    arguments, sweep = sys.argv[1:], None
     try:
-        if under_torchrun() and {"-m", "--multirun"} & set(arguments):
+        if is_sweep(arguments):
+            arguments, sweep = with_folder(arguments, name)
+        if under_torchrun() and sweep is not None:
             raise ConfigError(
                 "a sweep (-m) can't run under torchrun: every rank would start it; "
                 f"say `python launch/{name}.py -m …`, which starts the ranks of each point"
@@ -124,6 +137,10 @@ def run_command(name: str, schema: type[Settings], task: Callable[[Settings], in
     except SystemExit as leaving:
         if leaving.code not in (0, None):
             codes.append(EXIT_FAILED if started else EXIT_USER)
+    if sweep is not None and sweep.is_dir() and max(codes, default=EXIT_DONE) == EXIT_DONE:
+        if compare is not None:
+            compare(sweep)
+        codes.append(sweep_code(read_points(sweep)))
     sys.exit(max(codes, default=EXIT_DONE))
 
 

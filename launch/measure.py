@@ -18,6 +18,8 @@ from launch.entry import EXIT_FAILED, is_first_rank, run_command
 from launch.measure_rank import check_workload, measure_on_rank
 from launch.running import start_or_join
 from launch.schema import BaselineChoice, MeasureCommand
+from launch.sweep import RESULT, point_folder
+from launch.sweep_report import compare_points
 from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
 from parallel.report.page import check_page, write_trade_off_page
@@ -129,8 +131,10 @@ def finish(settings: MeasureCommand, plan: Plan, found: Json, baseline: Baseline
         sys.stdout.flush()
     if settings.report is not None:
         Path(settings.report).write_text(json.dumps(found["report"], indent=2) + "\n")
-    if settings.output is not None:
-        Path(settings.output).write_text(json.dumps(body, indent=2) + "\n")
+    point = point_folder()
+    files = [settings.output, None if point is None else point / RESULT]
+    for file in (f for f in files if f is not None):
+        Path(file).write_text(json.dumps(body, indent=2) + "\n")
     if settings.page is not None:
         write_trade_off_page(body, Path(settings.page))
     if settings.picture is not None:
@@ -138,4 +142,4 @@ def finish(settings: MeasureCommand, plan: Plan, found: Json, baseline: Baseline
 
 
 if __name__ == "__main__":
-    run_command("measure", MeasureCommand, main)
+    run_command("measure", MeasureCommand, main, compare_points)

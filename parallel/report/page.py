@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from parallel.errors import ConfigError
+from parallel.report.comparison import Comparison
+from parallel.report.comparison_view import comparison_view
 from parallel.report.plan_view import plan_view
 from parallel.report.trade_off_view import trade_off_view
 from parallel.report.view import View
@@ -37,6 +39,14 @@ def write_trade_off_page(body: Json, path: Path) -> None:
 
     check_page(path)
     path.write_text(_page(trade_off_view(body), trade_off_charts(body)), encoding="utf-8")
+
+
+def write_comparison_page(found: Comparison, path: Path) -> None:
+    """Of a sweep."""
+    from parallel.report.comparison_charts import comparison_charts
+
+    check_page(path)
+    path.write_text(_page(comparison_view(found), comparison_charts(found)), encoding="utf-8")
 
 
 def _page(view: View, charts: list[Any]) -> str:

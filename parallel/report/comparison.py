@@ -1,0 +1,128 @@
+"""Measured layouts of a sweep side by side: one typed result of many trade-off reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from parallel.report.view import known, short_name
+
+Json = Mapping[str, Any]
+_SHOWN_ALWAYS = ("tp", "pp", "dp", "stage_tp")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A measured point. `user_rate` is tokens per second that one client sees, `device_rate` of all
+    clients for each device; `saved_bytes` is the least that a rank holds less than the baseline's
+    fullest, `added_ms` what communication and imbalance take of each output token. `pareto`: no
+    other point is as good in both rates, and better in one."""
+
+    name: str
+    layout: str
+    ranks: int
+    tokens_per_second: float
+    predicted_tokens_per_second: float
+    ttft_ms: float
+    tpot_ms: float
+    user_rate: float
+    device_rate: float
+    rank_bytes: int
+    saved_bytes: int
+    added_ms: float
+    pareto: bool = False
+
+
+@dataclass(frozen=True)
+class Left:
+    """A point without a measurement: `state` is 'refused' or 'failed'."""
+
+    name: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Best throughput first; what wasn't measured apart. `model`, `cluster` and `workload` are
+    those of the first point."""
+
+    model: str
+    cluster: str
+    workload: Json
+    entries: tuple[Entry, ...]
+    left: tuple[Left, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "workload": dict(self.workload)}
+
+
+def compare_results(points: Sequence[Json]) -> Comparison:
+    """`points` have `overrides`, `state`, `reason` and, where measured, a trade-off report's JSON
+    as `result`."""
+    results = [point["result"] for point in points if point["result"] is not None]
+    common = _common(points)
+    entries = [
+        _entry(_name(point["overrides"], common), point["result"])
+        for point in points
+        if point["result"] is not None
+    ]
+    left = [
+        Left(_name(point["overrides"], common), point["state"], point["reason"])
+        for point in points
+        if point["result"] is None
+    ]
+    first = results[0] if results else None
+    return Comparison(
+        model=first["layout"]["plan"]["model"] if first else "",
+        cluster=first["layout"]["plan"]["cluster"] if first else "",
+        workload=first["workload"] if first else {},
+        entries=tuple(sorted(_marked(entries), key=lambda e: -e.tokens_per_second)),
+        left=tuple(left),
+    )
+
+
+def _common(points: Sequence[Json]) -> set[str]:
+    """Overrides that all points share: they tell none apart."""
+    sets = [set(point["overrides"]) for point in points]
+    shared = set.intersection(*sets) if len(sets) > 1 else set()
+    return {o for o in shared if o.split("=")[0].lstrip("+") not in _SHOWN_ALWAYS}
+
+
+def _name(overrides: Sequence[str], common: set[str]) -> str:
+    return " ".join(o.lstrip("+") for o in overrides if o not in common) or "as configured"
+
+
+def _entry(name: str, result: Json) -> Entry:
+    layout = result["layout"]
+    plan, decode = layout["plan"], layout["phases"].get("decode")
+    added = 0.0
+    if decode is not None:
+        added = sum(known(decode[k]) or 0.0 for k in ("communication_ms", "imbalance_ms"))
+    rate, tpot = known(layout["tokens_per_second"]), known(layout["tpot_ms"])
+    return Entry(
+        name=name,
+        layout=short_name(plan),
+        ranks=plan["world_size"],
+        tokens_per_second=rate,
+        predicted_tokens_per_second=layout["tokens_per_second"]["predicted"],
+        ttft_ms=known(layout["ttft_ms"]),
+        tpot_ms=tpot,
+        user_rate=1e3 / tpot if tpot else 0.0,
+        device_rate=rate / plan["world_size"],
+        rank_bytes=max(
+            known(rank["memory_bytes"]["peak_tensors"]) for rank in layout["report"]["ranks"]
+        ),
+        saved_bytes=min((known(s["bytes"]["total"]) for s in result["saved"]), default=0),
+        added_ms=added,
+    )
+
+
+def _marked(entries: Sequence[Entry]) -> list[Entry]:
+    return [replace(e, pareto=not any(_beats(other, e) for other in entries)) for e in entries]
+
+
+def _beats(a: Entry, b: Entry) -> bool:
+    no_worse = a.user_rate >= b.user_rate and a.device_rate >= b.device_rate
+    return no_worse and (a.user_rate > b.user_rate or a.device_rate > b.device_rate)
