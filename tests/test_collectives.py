@@ -70,7 +70,7 @@ def test_a_failed_build_falls_back_to_gloo_and_says_so(pool: RankPool, tmp_path:
     answers = pool.run(f"{CASES}:failed_build", 2, degrees=[2, 1, 1], cache=str(tmp_path))
     for answer in answers:
         assert answer["backend"] == "gloo" and answer["sum"] == 3.0
-        assert "building DeepSpeed's operator failed (the log is " in answer["reason"]
+        assert "building DeepSpeed's shared-memory all-reduce failed (the log is " in answer["reason"]
     assert [p.read_text() != "" for p in tmp_path.glob("extensions/*/build.log")] == [True]
 
 

@@ -8,73 +8,36 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import os
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from subprocess import SubprocessError
-from threading import Event, Thread
 from types import ModuleType
 
-import torch
-
-from parallel.conversion.cache import cache_directory, locked
-from parallel.errors import RunError
+from parallel.devices.building import build_once, library_file
 
 _NAME = "tessera_shm_comm"
 
 
 def library_path() -> Path:
-    version = importlib.metadata.version("deepspeed")
-    mark = f"{_NAME}_{version}_torch{torch.__version__}_{sys.implementation.cache_tag}"
-    safe = "".join(c if c.isalnum() or c == "_" else "_" for c in mark)
-    return cache_directory() / "extensions" / safe / f"{_NAME}.so"
+    return library_file(_NAME, importlib.metadata.version("deepspeed"))
 
 
 def build_operator() -> None:
-    """Compiles the library if it isn't there; it appears whole or not at all. A process that was
-    killed while it compiled stands in nobody's way. Raises `RunError` with the compiler's words."""
-    library = library_path()
-    if library.exists():
-        return
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with locked(library.parent / "shared-memory all-reduce.lock"):
-            if not library.exists():
-                with _announced(
-                    "building DeepSpeed's shared-memory all-reduce (once, then cached)"
-                ):
-                    _compile(library)
-    except (RuntimeError, OSError, ImportError, SubprocessError) as error:
-        log = library.parent / "build.log"
-        if library.parent.is_dir() and os.access(library.parent, os.W_OK):
-            log.write_text(f"{error}\n")
-        raise RunError(f"building DeepSpeed's operator failed (the log is {log})") from error
+    """Compiles the library if it isn't there. Raises `RunError` with the compiler's words."""
+    build_once(library_path(), "DeepSpeed's shared-memory all-reduce", _compile, "")
 
 
-def _compile(library: Path) -> None:
+def _compile(work: Path) -> None:
     from torch.utils import cpp_extension
 
     found = importlib.util.find_spec("deepspeed")
     assert found is not None and found.origin is not None
     sources = Path(found.origin).parent / "ops" / "csrc" / "cpu"
-    work = library.parent / "building"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        cpp_extension.load(
-            name=_NAME,
-            sources=[str(sources / "comm" / f) for f in ("shm_interface.cpp", "shm.cpp")],
-            extra_include_paths=[str(sources / "includes")],
-            extra_cflags=["-O2", "-fopenmp"],
-            build_directory=str(work),
-        )
-        (work / library.name).replace(library)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    cpp_extension.load(
+        name=_NAME,
+        sources=[str(sources / "comm" / f) for f in ("shm_interface.cpp", "shm.cpp")],
+        extra_include_paths=[str(sources / "includes")],
+        extra_cflags=["-O2", "-fopenmp"],
+        build_directory=str(work),
+    )
 
 
 def load_operator() -> ModuleType:
@@ -86,26 +49,3 @@ def load_operator() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _announced(what: str) -> Iterator[None]:
-    """A line with the seconds so far on a terminal, a line at start and end elsewhere."""
-    began, done, terminal = time.monotonic(), Event(), sys.stderr.isatty()
-
-    def show() -> None:
-        while not done.wait(1.0):
-            seconds = time.monotonic() - began
-            print(f"\r{what}: {seconds:.0f} s", end="", file=sys.stderr, flush=True)
-
-    print(f"{what} …", end="\r" if terminal else "\n", file=sys.stderr, flush=True)
-    thread = Thread(target=show, daemon=True)
-    if terminal:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if terminal:
-            thread.join()
-        print(f"{what}: took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
