@@ -156,6 +156,9 @@ def _facts(plan: Plan, settings: RunKeys, directory: Path) -> Json:
         "context_tokens": plan.context_tokens,
         "vocabulary": spec.vocabulary,
         "eos_token_ids": list(spec.eos_token_ids),
+        "most_sequences": plan.limits.most_sequences,
+        "block_tokens": plan.limits.block_tokens,
+        "prefix_blocks": plan.blocks if plan.limits.prefix_cache else 0,
     }
 
 

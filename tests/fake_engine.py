@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parallel.requests.types import Sampling, TokenEvent
@@ -19,13 +19,17 @@ EOS = 1
 CONTEXT = 256
 
 
-def make_facts(vocabulary: int) -> dict[str, Any]:
+def make_facts(vocabulary: int, **changed: int) -> dict[str, Any]:
     return {
         "plan": {"tp": 2, "pp": 1, "dp": 1, "kv_cache_tokens": 512},
         "model": "fake",
         "context_tokens": CONTEXT,
         "vocabulary": vocabulary,
         "eos_token_ids": [EOS],
+        "most_sequences": 600,
+        "block_tokens": 4,
+        "prefix_blocks": 128,
+        **changed,
     }
 
 
@@ -33,9 +37,14 @@ def make_facts(vocabulary: int) -> dict[str, Any]:
 class _Running:
     prompt: list[int]
     sampling: Sampling
+    cached: int
     made: int = 0
 
     def next(self, request_id: int) -> TokenEvent:
+        event = self._token(request_id)
+        return replace(event, cached_tokens=self.cached) if self.made == 1 else event
+
+    def _token(self, request_id: int) -> TokenEvent:
         start = 0 if self.sampling.temperature == 0 else self.sampling.seed
         at, count = self.made, len(self.prompt)
         self.made += 1
@@ -54,7 +63,8 @@ class _Running:
 
 @dataclass
 class FakeEngine:
-    """`hold()` stops tokens until `release()`; `die()` ends the connection as a crash would."""
+    """`hold()` stops tokens until `release()`; `die()` ends the connection as a crash would. Of each
+    prompt `cached` tokens are said to be cached; `refusal` is what it answers to every request."""
 
     address: tuple[str, int]
     key: bytes
@@ -66,6 +76,8 @@ class FakeEngine:
     stopped: bool = False
     answers: bool = True
     refusal: str | None = None
+    refusal_code: str | None = None
+    cached: int = 0
     _held: bool = False
     _steps: int | None = None
 
@@ -138,19 +150,20 @@ class FakeEngine:
                 self._running.pop(event.request_id, None)
         status = {"running": len(self._running), "waiting": 0}
         status |= {"kv_used_tokens": 128 if self._running else 0, "kv_total_tokens": 512}
+        status |= {"preemptions": 2, "prefix_query_tokens": 40, "prefix_hit_tokens": 30}
         rows = [event_to_wire(e) for e in events]
         channel.send({"type": "tokens", "events": rows, "status": status, "queued_seconds": [0.25]})
 
     def _take(self, channel: Channel, message: dict[str, Any]) -> None:
         kind, number = message["type"], message.get("id", -1)
         if kind == "submit" and self.refusal is not None:
-            self._send(
-                channel, [TokenEvent(number, -1, finish_reason="error", message=self.refusal)]
-            )
+            code = self.refusal_code
+            refused = TokenEvent(number, -1, finish_reason="error", message=self.refusal, code=code)
+            self._send(channel, [refused])
         elif kind == "submit":
             self.submitted.append(message)
             sampling = Sampling.from_wire(message["sampling"])
-            self._running[number] = _Running(message["prompt"], sampling)
+            self._running[number] = _Running(message["prompt"], sampling, self.cached)
         elif kind == "cancel" and number in self._running:
             self.cancelled.append(number)
             self._send(channel, [TokenEvent(number, -1, finish_reason="cancelled")])

@@ -19,7 +19,15 @@ MODEL = "org/small"
 
 
 class Stack:
-    def __init__(self, directory: Path, leaders: bool = True, **settings: Any):
+    """`facts` are the leader's, where they differ from the usual ones."""
+
+    def __init__(
+        self,
+        directory: Path,
+        leaders: bool = True,
+        facts: dict[str, int] | None = None,
+        **settings: Any,
+    ):
         self.tokenizer = Tokenizer.load(directory)
         self.settings = FrontSettings(str(directory), MODEL, KEY, port=0, **settings)
         self.front = spawn_front(self.settings)
@@ -28,7 +36,7 @@ class Stack:
         self.engine = FakeEngine(
             self.front.router_address,
             bytes.fromhex(KEY),
-            make_facts(self.tokenizer.vocabulary_size),
+            make_facts(self.tokenizer.vocabulary_size, **(facts or {})),
         )
         if leaders:
             self.engine.start()

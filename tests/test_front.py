@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(model: Path) -> Iterator[Stack]:
-    settings: dict[str, Any] = {"max_body_bytes": 2000, "max_waiting": 2}
-    with Stack(model, api_key=API_KEY, **settings) as made:
+    with Stack(model, facts={"most_sequences": 2}, api_key=API_KEY, max_body_bytes=2000) as made:
         yield made
 
 
@@ -99,27 +99,100 @@ def test_an_announced_large_body_is_refused_before_it_is_sent(guarded: Stack) ->
         assert stream.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
-def test_too_many_waiting_are_turned_away(guarded: Stack) -> None:
-    engine = guarded.engine
+@contextmanager
+def full(stack: Stack) -> Iterator[list[int]]:
+    """Two requests that nothing comes of inside, as many as there are places for; their statuses
+    come at the end."""
+    engine, answers = stack.engine, list[int]()
     engine.hold()
-    answers: list[int] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(guarded.complete("ab").status_code))
+        threading.Thread(target=lambda: answers.append(stack.complete("ab").status_code))
         for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     engine.wait_for(lambda: engine.running == 2)
-    refused = guarded.complete("ab")
-    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
-    assert refused.json()["error"]["type"] == "rate_limit_error"
-    with pytest.raises(openai.RateLimitError, match="waiting"):
-        guarded.openai.completions.create(model="org/small", prompt="a")
-    engine.release()
-    for thread in threads:
-        thread.join()
+    try:
+        yield answers
+    finally:
+        engine.release()
+        for thread in threads:
+            thread.join()
+
+
+def refusals(stack: Stack) -> float:
+    name = "tessera:requests_refused_total{"
+    (line,) = (x for x in stack.http.get("/metrics").text.splitlines() if x.startswith(name))
+    return float(line.split()[-1])
+
+
+def test_too_many_waiting_are_turned_away(guarded: Stack) -> None:
+    before, sent = refusals(guarded), len(guarded.engine.submitted)
+    with full(guarded) as answers:
+        for stream in (False, True):
+            refused = guarded.complete("ab", stream=stream)
+            assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+            error = refused.json()["error"]
+            assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        with pytest.raises(openai.RateLimitError, match="2 requests run or wait"):
+            guarded.openai.completions.create(model="org/small", prompt="a")
+        assert len(guarded.engine.submitted) == sent + 2
+        assert refusals(guarded) == before + 3
+        assert guarded.http.get("/health").status_code == 200
     assert answers == [200, 200]
     assert guarded.complete("ab").status_code == 200
+
+
+def test_the_official_client_tries_again_when_told(guarded: Stack) -> None:
+    before = refusals(guarded)
+    answers: list[str] = []
+    patient = guarded.openai.with_options(max_retries=3)
+
+    def ask() -> None:
+        made = patient.completions.create(model="org/small", prompt="ab", temperature=0)
+        answers.append(made.choices[0].text)
+
+    with full(guarded):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        guarded.engine.wait_for(lambda: refusals(guarded) == before + 1)
+    thread.join()
+    assert answers == ["ab"]
+
+
+def test_a_request_takes_places_for_all_its_sequences_or_none(guarded: Stack) -> None:
+    sent = len(guarded.engine.submitted)
+    never = guarded.complete("ab", n=3)
+    assert never.status_code == 400 and never.json()["error"]["param"] == "n"
+    many = guarded.complete(["ab", "ab", "ab"])
+    assert many.status_code == 400 and many.json()["error"]["param"] == "prompt"
+    guarded.engine.hold()
+    asked = guarded.http.build_request("POST", "/v1/completions", json={"prompt": "ab"})
+    waiting = threading.Thread(target=lambda: guarded.http.send(asked))
+    waiting.start()
+    guarded.engine.wait_for(lambda: guarded.engine.running == 1)
+    assert guarded.complete("ab", n=2).status_code == 429
+    assert guarded.complete(["ab", "cd"]).status_code == 429
+    assert len(guarded.engine.submitted) == sent + 1
+    guarded.engine.release()
+    waiting.join()
+    assert guarded.complete("ab", n=2).status_code == 200
+
+
+def test_what_a_leader_refuses_for_its_queue_is_429_too(guarded: Stack) -> None:
+    engine, before = guarded.engine, refusals(guarded)
+    engine.refusal, engine.refusal_code = "no place", "queue_full"
+    for n in (1, 2):
+        refused = guarded.complete("ab", n=n)
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_full"
+    assert refusals(guarded) >= before + 2
+    engine.refusal_code = "context_length_exceeded"
+    refused = guarded.complete("ab")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    engine.refusal = engine.refusal_code = None
+    assert guarded.complete("ab", n=2).status_code == 200
 
 
 def test_silent_ranks_are_not_healthy(model: Path) -> None:

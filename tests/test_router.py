@@ -209,7 +209,7 @@ def test_tokens_come_back_to_who_asked(job: Job) -> None:
     assert job.router.facts["model"] == "fake"
     assert set(job.queued) == {0.25}
     (status,) = job.router.status()
-    assert (status.requests, status.work_tokens, status.unstarted) == (0, 0, 0)
+    assert (status.requests, status.work_tokens, status.waiting) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("job", [3], indirect=True)
@@ -225,7 +225,7 @@ def test_work_goes_where_least_is_left(job: Job) -> None:
         engine.wait_for(lambda engine=engine: engine.running > 0)
     assert [s.requests for s in job.router.status()] == [1, 2, 3]
     assert [s.work_tokens for s in job.router.status()] == [150, 20, 15]
-    assert sum(s.unstarted for s in job.router.status()) == 6
+    assert sum(s.waiting for s in job.router.status()) == 6
     for engine in job.engines:
         engine.release()
     assert job.router.drain(20)

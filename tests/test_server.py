@@ -82,7 +82,12 @@ def test_usage_in_a_stream_when_asked(stack: Stack) -> None:
     )
     assert [e["usage"] for e in found[:-1]] == [None] * (len(found) - 1)
     assert found[-1]["choices"] == []
-    assert found[-1]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert found[-1]["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     options = {"include_usage": True, "continuous_usage_stats": True}
     found = events(stack.complete("abcdef", stream=True, stream_options=options).text)
     counts = [e["usage"]["completion_tokens"] for e in found]
@@ -132,6 +137,28 @@ def test_seeds_count_up_and_are_random_when_absent(stack: Stack) -> None:
     for _ in range(4):
         stack.complete("ab")
     assert len({s["sampling"]["seed"] for s in stack.engine.submitted}) == 4
+
+
+def test_sequences_of_one_prompt_are_one_group(stack: Stack) -> None:
+    assert stack.complete(["ab", "xyz"], n=2, priority=-3).status_code == 200
+    sent = stack.engine.submitted
+    numbers = [s["id"] for s in sent]
+    assert [s["group"] for s in sent] == [numbers[0]] * 2 + [numbers[2]] * 2
+    assert {s["priority"] for s in sent} == {-3}
+    stack.engine.submitted.clear()
+    assert stack.chat("ab", priority=7).status_code == 200
+    (alone,) = stack.engine.submitted
+    assert (alone["group"], alone["priority"]) == (None, 7)
+
+
+def test_usage_tells_what_of_the_prompts_was_cached(stack: Stack) -> None:
+    stack.engine.cached = 2
+    answer = stack.openai.completions.create(
+        model=MODEL, prompt=["abc", "xyz"], n=2, max_tokens=5, temperature=0
+    )
+    stack.engine.cached = 0
+    assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 4
 
 
 def test_sampling_reaches_the_engine(stack: Stack) -> None:
@@ -294,6 +321,10 @@ COMPLETION_FAULTS: list[tuple[dict[str, Any], str | None]] = [
     ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"seed": 10**30}, "seed"),
     ({"seed": SECRET}, "seed"),
+    ({"priority": 1.5}, "priority"),
+    ({"priority": True}, "priority"),
+    ({"priority": 10**30}, "priority"),
+    ({"priority": SECRET}, "priority"),
     ({"n": 0}, "n"),
     ({"n": 129}, "n"),
     ({"n": 2, "best_of": 3}, "best_of"),
@@ -455,6 +486,8 @@ def test_metrics_count_what_was_done(stack: Stack) -> None:
     assert gained == [4, 5, 1, 4, 1]
     assert metric(stack, "request_queue_time_seconds_count") > queued
     assert metric(stack, "kv_cache_usage_perc") == 0
+    counts = ("num_preemptions", "prefix_cache_queries", "prefix_cache_hits")
+    assert [metric(stack, f"{name}_total") for name in counts] == [2, 40, 30]
     stack.engine.hold(after_steps=1)
     body = {"prompt": "abcd", "stream": True}
     with stack.http.stream("POST", "/v1/completions", json=body) as answer:

@@ -59,6 +59,11 @@ class EngineLimits:
         """In one replica."""
         return 16 * self.requests if self.queue is None else self.queue
 
+    @property
+    def most_sequences(self) -> int:
+        """That a replica holds, running and waiting ones."""
+        return min(self.requests, self.step_tokens) + self.most_waiting
+
     def context(self, model_tokens: int) -> int:
         return min(model_tokens, self.context_tokens or model_tokens)
 

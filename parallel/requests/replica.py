@@ -2,56 +2,94 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import ceil
 from queue import SimpleQueue
 from typing import Any
 
+from parallel.requests.prefixes import PrefixMemory
 from parallel.requests.types import TokenEvent
 from parallel.requests.wire import Channel, Message, PeerLost
 
 Deliver = Callable[[TokenEvent], None]
 
+_RECENT_ENDS = 64
+_MOST_RETRY_SECONDS = 60
+
 
 @dataclass
 class Pending:
-    """A request at a replica; `work_tokens` is the most that is left to compute for it."""
+    """A sequence at a replica, and the work that is likely left: `prompt_tokens` to compute till
+    its first token, `left_tokens` to generate (at least 1 till its end)."""
 
     deliver: Deliver
     prompt_tokens: int
-    work_tokens: int
-    started: bool = False
+    left_tokens: int
+    made_tokens: int = 0
+
+    @property
+    def work_tokens(self) -> int:
+        return self.prompt_tokens + self.left_tokens
+
+    def advance(self) -> None:
+        """One more token came."""
+        self.prompt_tokens = 0
+        self.made_tokens += 1
+        self.left_tokens = max(1, self.left_tokens - 1)
 
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """`running`, `waiting` and cache use as its leader last said; the rest as the router counts.
-    `unstarted` requests have no token yet; `work_tokens` is the most that is left to compute."""
+    """`requests` (sequences sent and not ended) and `work_tokens` (likely left to compute) as the
+    router counts. The rest as the leader last said: since its start `preemptions`, prompt tokens
+    looked up in the prefix cache and those found."""
 
     replica: int
     running: int
-    waiting: int
     kv_used_tokens: int
     kv_total_tokens: int
     requests: int
-    unstarted: int
     work_tokens: int
+    preemptions: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+
+    @property
+    def waiting(self) -> int:
+        """Not yet in the batch, those on their way to the leader included."""
+        return max(0, self.requests - self.running)
+
+    @property
+    def kv_used_share(self) -> float:
+        return self.kv_used_tokens / self.kv_total_tokens if self.kv_total_tokens else 0.0
 
 
 @dataclass
 class Replica:
-    """One leader's side. The router's lock guards everything but the outbox."""
+    """One leader's side. The router's lock guards everything but the outbox. At most `most`
+    sequences at once; `prefixes` were sent there lately."""
 
     number: int
     channel: Channel
+    most: int
+    prefixes: PrefixMemory
     requests: dict[int, Pending] = field(default_factory=dict)
     questions: dict[str, Future[Message]] = field(default_factory=dict)
     told: dict[str, int] = field(default_factory=dict)
     work_tokens: int = 0
-    unstarted: int = 0
+    _ends: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_ENDS))
     _outbox: SimpleQueue[Message | None] = field(default_factory=SimpleQueue)
+
+    @classmethod
+    def of(cls, number: int, channel: Channel, facts: dict[str, Any]) -> Replica:
+        """`facts` as its leader gave them."""
+        memory = PrefixMemory(facts.get("prefix_blocks", 0))
+        return cls(number, channel, facts.get("most_sequences", sys.maxsize), memory)
 
     def start_writer(self) -> threading.Thread:
         """Sends what is posted, so that nobody waits for a leader that is busy computing."""
@@ -63,40 +101,53 @@ class Replica:
         """Queues a message; None ends the writer."""
         self._outbox.put(message)
 
+    def places(self, size: int) -> int:
+        """How many times `size` more sequences may come now."""
+        return max(0, self.most - len(self.requests)) // size
+
+    def most_places(self, size: int) -> int:
+        """The same of an idle replica."""
+        return self.most // size
+
+    def retry_seconds(self, size: int, now: float) -> int:
+        """In how long `size` more sequences may come, at the rate of the last ends; 1 to 60."""
+        if not self._ends:
+            return 1
+        lacking = len(self.requests) + size - self.most
+        seconds = lacking * (now - self._ends[0]) / len(self._ends)
+        return max(1, min(_MOST_RETRY_SECONDS, ceil(seconds)))
+
     def add(self, request_id: int, pending: Pending) -> None:
         self.requests[request_id] = pending
         self.work_tokens += pending.work_tokens
-        self.unstarted += 1
 
-    def account(self, event: TokenEvent) -> Deliver | None:
-        """Counts an event in; whom to give it to, or None when nobody asks any more."""
+    def account(self, event: TokenEvent, now: float) -> Pending | None:
+        """Counts an event in; None when nobody asks any more."""
         pending = self.requests.get(event.request_id)
         if pending is None:
             return None
-        done = 1
-        if not pending.started:
-            pending.started = True
-            self.unstarted -= 1
-            done += pending.prompt_tokens
-        if event.finish_reason is not None:
-            done = pending.work_tokens
+        self.work_tokens -= pending.work_tokens
+        if event.token >= 0:
+            pending.advance()
+        if event.finish_reason is None:
+            self.work_tokens += pending.work_tokens
+        else:
             del self.requests[event.request_id]
-        done = min(done, pending.work_tokens)
-        pending.work_tokens -= done
-        self.work_tokens -= done
-        return pending.deliver
+            self._ends.append(now)
+        return pending
 
     def status(self) -> ReplicaStatus:
-        told: dict[str, Any] = self.told
+        told = self.told
         return ReplicaStatus(
             self.number,
             told.get("running", 0),
-            told.get("waiting", 0),
             told.get("kv_used_tokens", 0),
             told.get("kv_total_tokens", 0),
             len(self.requests),
-            self.unstarted,
             self.work_tokens,
+            told.get("preemptions", 0),
+            told.get("prefix_query_tokens", 0),
+            told.get("prefix_hit_tokens", 0),
         )
 
     def _write(self) -> None:

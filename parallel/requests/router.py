@@ -15,8 +15,10 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from parallel.errors import RunError
+from parallel.requests.placing import Ask, Lengths, QueueFull, check_room, choose
+from parallel.requests.prefixes import block_digests
 from parallel.requests.replica import Deliver, Pending, Replica, ReplicaStatus
-from parallel.requests.types import Sampling, TokenEvent
+from parallel.requests.types import Request, Sampling, TokenEvent
 from parallel.requests.wire import Channel, Listener, Message, PeerLost, event_from_wire
 
 Dispatch = Callable[[Callable[[], None]], object]
@@ -38,9 +40,12 @@ class Router:
         on_lost: Callable[[str], None],
         dispatch: Dispatch = _inline,
         on_queued: Callable[[float], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._listener, self._count = listener, replicas
         self._on_lost, self._dispatch, self._on_queued = on_lost, dispatch, on_queued
+        self._clock = clock
+        self._lengths = Lengths()
         self._replicas: dict[int, Replica] = {}
         self._facts: dict[int, dict[str, Any]] = {}
         self._owner: dict[int, Replica] = {}
@@ -70,21 +75,59 @@ class Router:
             return len(self._facts) == self._count
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver) -> int:
-        """Sends a request to the replica with the least work left; `deliver` gets its events, the
-        last with a `finish_reason`. Returns the id. Raises `RunError` when a replica is lost."""
-        tokens = list(prompt)
+        """One sequence of one prompt; its id. As `submit_all`, but waits for a place."""
+        ((number,),) = self.submit_all([Ask(prompt, [(sampling, deliver)])], wait=True)
+        return number
+
+    def submit_all(self, asks: Sequence[Ask], wait: bool = False) -> list[list[int]]:
+        """Sends each prompt to the replica that is likely done first, with as many sequences as the
+        others have, or none of them. Whoever stands beside a sampling gets that sequence's events,
+        the last with a `finish_reason`. Returns ids.
+
+        Raises `QueueFull` unless there is a place for all (or it shall `wait` for one),
+        `RequestError` when there never is, `RunError` when a replica is lost."""
+        size = len(asks[0].parts)
+        block_tokens = self._block_tokens
+        digests = [block_digests(a.prompt, block_tokens) if block_tokens else [] for a in asks]
         with self._changed:
+            self._await_places(len(asks), size, wait)
+            return [self._send(a, size, d) for a, d in zip(asks, digests, strict=True)]
+
+    @property
+    def _block_tokens(self) -> int:
+        """0 unless it matters who has which prefix."""
+        with self._changed:
+            facts = self._facts.get(0, {}) if self._count > 1 else {}
+            return int(facts.get("block_tokens", 0))
+
+    def _await_places(self, asks: int, size: int, wait: bool) -> None:
+        while True:
             self._refuse_if_lost()
             if not self._replicas:
                 raise RunError("no replica has connected yet")
-            replica = min(self._replicas.values(), key=lambda r: (r.work_tokens, r.number))
-            request_id = next(self._ids)
-            work = len(tokens) + sampling.max_tokens
-            replica.add(request_id, Pending(deliver, len(tokens), work))
-            self._owner[request_id] = replica
-            body = {"id": request_id, "prompt": tokens, "sampling": sampling.to_wire()}
-            replica.post({"type": "submit", **body})
-        return request_id
+            try:
+                return check_room(self._replicas.values(), asks, size, self._clock())
+            except QueueFull:
+                if not wait:
+                    raise
+                self._changed.wait()
+
+    def _send(self, ask: Ask, size: int, digests: Sequence[int]) -> list[int]:
+        prompt = tuple(ask.prompt)
+        replica, to_compute = choose(
+            self._replicas.values(), len(prompt), digests, self._block_tokens, size
+        )
+        replica.prefixes.note(digests)
+        numbers = [next(self._ids) for _ in ask.parts]
+        group = numbers[0] if size > 1 else None
+        for number, (sampling, deliver) in zip(numbers, ask.parts, strict=True):
+            generated = self._lengths.expected(sampling.max_tokens)
+            replica.add(number, Pending(deliver, to_compute, generated))
+            self._owner[number] = replica
+            request = Request(number, prompt, sampling, ask.priority, group)
+            replica.post({"type": "submit", **request.to_wire()})
+            to_compute = 0  # the others of a group share what the first computes
+        return numbers
 
     def cancel(self, request_id: int) -> None:
         """Asks for the request's end; its last event says 'cancelled'. Ended ones are ignored."""
@@ -171,7 +214,7 @@ class Router:
                 raise RunError(
                     f"it called itself replica {number}; there are {self._count}, each once"
                 )
-            replica = Replica(number, channel)
+            replica = Replica.of(number, channel, facts)
             self._replicas[number] = replica
             self._facts[number] = facts
             self._threads.append(replica.start_writer())
@@ -198,13 +241,17 @@ class Router:
         due: list[tuple[Deliver, TokenEvent]] = []
         with self._changed:
             replica.told = told or replica.told
+            ended = False
             for event in events:
-                deliver = replica.account(event)
-                if deliver is not None:
-                    due.append((deliver, event))
+                pending = replica.account(event, self._clock())
+                if pending is not None:
+                    due.append((pending.deliver, event))
+                    if event.finish_reason is not None and pending.made_tokens:
+                        self._lengths.saw(pending.made_tokens)
                 if event.finish_reason is not None:
                     self._owner.pop(event.request_id, None)
-            if not self._owner:
+                    ended = True
+            if ended:
                 self._changed.notify_all()
 
         def hand_over() -> None:

@@ -65,6 +65,7 @@ class GenerationBody(BaseModel):
     frequency_penalty: float | None = None
     seed: int | None = None
     n: int | None = None
+    priority: int | None = None
     best_of: int | None = None
     stop: Any = None
     stop_token_ids: Any = None

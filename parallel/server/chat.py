@@ -35,11 +35,10 @@ def chat_routes(service: Service) -> APIRouter:
         tokens = room_for(len(prompt), asked, name, service.served.room_tokens)
         jobs = make_jobs(body, [(prompt, tokens)], logprobs, continues=False)
         service.check_ready()
-        service.check_room()
         shape = ChatShape(service.tokenizer, service.model, int(time.time()), logprobs is not None)
         stream = (body.stream_options or StreamOptions()) if body.stream else None
         generation = Generation(service, jobs)
-        return await respond(request, generation, shape, len(prompt), len(jobs), stream)
+        return await respond(request, generation, shape, stream)
 
     return routes
 

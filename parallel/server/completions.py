@@ -46,14 +46,12 @@ def completion_routes(service: Service) -> APIRouter:
         ]
         jobs = make_jobs(body, sized, body.logprobs, continues=True)
         service.check_ready()
-        service.check_room()
         shape = CompletionShape(
             service.tokenizer, service.model, int(time.time()), body.logprobs is not None
         )
         stream = (body.stream_options or StreamOptions()) if body.stream else None
         generation = Generation(service, jobs)
-        total = sum(map(len, prompts))
-        return await respond(request, generation, shape, total, len(jobs), stream)
+        return await respond(request, generation, shape, stream)
 
     return routes
 

@@ -79,7 +79,7 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._settings, self._announcer = settings, announcer
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
-        metrics = Metrics(settings.model_name)
+        metrics = Metrics(settings.model_name, lambda: self._router.status())
         self._router = Router(
             listener,
             settings.replicas,

@@ -7,22 +7,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, count
 
 from parallel.errors import RunError
+from parallel.requests.placing import QUEUE_FULL, Ask, QueueFull
 from parallel.requests.types import Sampling, TokenEvent
 from parallel.server.errors import ApiError
-from parallel.server.service import Service, State
+from parallel.server.service import RETRY_SECONDS, Service, State
 from parallel.text.stream import TextStream
 
 
 @dataclass(frozen=True)
 class Job:
-    """One sequence: `stops` are strings; `continues` when its text goes on from the prompt's."""
+    """A prompt and a sequence for each of `samplings`. `stops` are strings; `continues` when the
+    text goes on from the prompt's; a lower `priority` comes first."""
 
     prompt: Sequence[int]
-    sampling: Sampling
+    samplings: tuple[Sampling, ...]
     stops: tuple[str, ...] = ()
     continues: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ class _Sequence:
     """`token_count` counts all that were generated, those of a stop string included."""
 
     index: int
-    job: Job
+    sampling: Sampling
     stream: TextStream
     request_id: int = -1
     token_count: int = 0
+    cached_tokens: int = 0
     finish_reason: str | None = None
     last_seconds: float | None = None
     text: str = ""
@@ -51,7 +56,8 @@ class _Sequence:
 
     def take(self, event: TokenEvent) -> None:
         self.token_count += 1
-        if self.job.sampling.logprobs is not None:
+        self.cached_tokens = event.cached_tokens or self.cached_tokens
+        if self.sampling.logprobs is not None:
             self.tokens.append(event)
         if event.finish_reason != "stop":  # else the token is the end itself, not text
             self.text += self.stream.push((event.token,))
@@ -75,42 +81,64 @@ class Generation:
     """Belongs to the event loop's thread, where the router's deliveries come too."""
 
     def __init__(self, service: Service, jobs: Sequence[Job]):
-        self._service = service
-        self._sequences = [
-            _Sequence(i, job, TextStream(service.tokenizer, job.stops, job.continues))
-            for i, job in enumerate(jobs)
+        self._service, self._jobs = service, jobs
+        number = count()
+        self._groups = [
+            [_Sequence(next(number), s, self._stream(job)) for s in job.samplings] for job in jobs
         ]
+        self._sequences = [s for group in self._groups for s in group]
         self._inbox: list[tuple[_Sequence, TokenEvent]] = []
         self._arrived = asyncio.Event()
-        self._failure: str | None = None
+        self._failure: ApiError | None = None
         self._born = time.monotonic()
+
+    def _stream(self, job: Job) -> TextStream:
+        return TextStream(self._service.tokenizer, job.stops, job.continues)
+
+    @property
+    def sequences(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(job.prompt) for job in self._jobs)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts: what the first of each group found in the cache. The others find what it
+        computed."""
+        return sum(min(s.cached_tokens for s in group) for group in self._groups)
 
     @property
     def generated_tokens(self) -> int:
         return sum(s.token_count for s in self._sequences)
 
     def start(self) -> None:
-        """Submits every sequence. Raises `ApiError` 503 when a replica is lost."""
+        """Submits every sequence, those of one prompt together. Raises `ApiError` 429 when there
+        are no places for all, 503 when a replica is lost."""
         service = self._service
-        service.active.add(self)
+        asks = [
+            Ask(job.prompt, [(s.sampling, partial(self._deliver, s)) for s in group], job.priority)
+            for job, group in zip(self._jobs, self._groups, strict=True)
+        ]
         try:
-            for sequence in self._sequences:
-                job = sequence.job
-                sequence.request_id = service.router.submit(
-                    job.prompt, job.sampling, partial(self._deliver, sequence)
-                )
-                service.metrics.prompt_tokens.inc(len(job.prompt))
+            numbers = service.router.submit_all(asks)
+        except QueueFull as error:
+            service.metrics.refused.inc(self.sequences)
+            raise _full(str(error), error.retry_seconds) from None
         except RunError as error:
-            self.close()
             raise ApiError(503, str(error), code="unavailable") from None
+        service.active.add(self)
+        for sequence, number in zip(self._sequences, chain(*numbers), strict=True):
+            sequence.request_id = number
+        service.metrics.prompt_tokens.inc(self.prompt_tokens)
 
     async def updates(self) -> list[Update]:
         """What has come since; empty once every sequence has ended. Raises `ApiError` when the
         engine fails."""
         while True:
             if self._failure is not None:
-                status = 503 if self._service.state in (State.LOST, State.DRAINING) else 500
-                raise ApiError(status, self._failure, code="engine_error")
+                raise self._failure
             taken, self._inbox = self._inbox, []
             made = self._take(taken)
             if made or all(s.finish_reason is not None for s in self._sequences):
@@ -120,7 +148,11 @@ class Generation:
                 await self._arrived.wait()
 
     def fail(self, message: str) -> None:
-        self._failure = message
+        status = 503 if self._service.state in (State.LOST, State.DRAINING) else 500
+        self._fail(ApiError(status, message, code="engine_error"))
+
+    def _fail(self, error: ApiError) -> None:
+        self._failure = error
         self._arrived.set()
 
     def close(self) -> None:
@@ -137,10 +169,21 @@ class Generation:
         if sequence.finish_reason is not None:
             return
         if event.finish_reason in ("error", "cancelled"):
-            self.fail(event.message or "the request was cancelled by the engine")
+            self._refuse(event)
             return
         self._inbox.append((sequence, event))
         self._arrived.set()
+
+    def _refuse(self, event: TokenEvent) -> None:
+        """The engine took the sequence not, or no longer."""
+        message = event.message or "the request was cancelled by the engine"
+        if event.code == QUEUE_FULL:
+            self._service.metrics.refused.inc()
+            self._fail(_full(message, RETRY_SECONDS))
+        elif event.code is not None:
+            self._fail(ApiError(400, message, code=event.code))
+        else:
+            self.fail(message)
 
     def _take(self, taken: Sequence[tuple[_Sequence, TokenEvent]]) -> list[Update]:
         now = time.monotonic()
@@ -165,3 +208,7 @@ class Generation:
             metrics.finished(sequence.finish_reason)
             if sequence.stream.stopped is not None:
                 self._service.router.cancel(sequence.request_id)
+
+
+def _full(message: str, retry_seconds: int) -> ApiError:
+    return ApiError(429, message, code=QUEUE_FULL, retry_seconds=retry_seconds)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from parallel.requests.replica import ReplicaStatus
 
@@ -15,15 +16,47 @@ _FIRST_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 2
 _WHOLE_SECONDS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 
 
-class Metrics:
-    """One registry for a front process; every sample carries the model's name."""
+_GAUGES: tuple[tuple[str, str, Callable[[ReplicaStatus], float]], ...] = (
+    ("num_requests_running", "Sequences in the batch", lambda s: s.running),
+    ("num_requests_waiting", "Sequences that wait for a place", lambda s: s.waiting),
+    ("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1", lambda s: s.kv_used_share),
+)
+_COUNTERS: tuple[tuple[str, str, Callable[[ReplicaStatus], float]], ...] = (
+    ("num_preemptions", "Sequences that had to give up their place", lambda s: s.preemptions),
+    (
+        "prefix_cache_queries",
+        "Prompt tokens looked up in the prefix cache",
+        lambda s: s.prefix_query_tokens,
+    ),
+    ("prefix_cache_hits", "Prompt tokens found there", lambda s: s.prefix_hit_tokens),
+)
 
-    def __init__(self, model: str):
+
+class _Replicas:
+    """A collector of what each replica says; its number is the label `engine`."""
+
+    def __init__(self, model: str, status: Callable[[], Sequence[ReplicaStatus]]):
+        self._model, self._status = model, status
+
+    def collect(self) -> Iterator[Metric]:
+        replicas = self._status()
+        for families, kind in ((_GAUGES, GaugeMetricFamily), (_COUNTERS, CounterMetricFamily)):
+            for name, text, value in families:
+                family = kind(f"tessera:{name}", text, labels=("model_name", "engine"))
+                for s in replicas:
+                    family.add_metric((self._model, str(s.replica)), value(s))
+                yield family
+
+
+class Metrics:
+    """One registry for a front process; every sample carries the model's name. `status` tells of
+    the replicas when metrics are asked for."""
+
+    def __init__(self, model: str, status: Callable[[], Sequence[ReplicaStatus]]):
         self._registry = CollectorRegistry()
+        self._registry.register(_Replicas(model, status))
         self._model = model
-        self._running = self._gauge("num_requests_running", "Requests in the batch")
-        self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a place")
-        self._cache = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1")
+        self.refused = self._counter("requests_refused", "Sequences refused: the queue was full")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken in")
         self.generated_tokens = self._counter("generation_tokens", "Tokens generated")
         self.first_token_seconds = self._histogram(
@@ -48,17 +81,8 @@ class Metrics:
     def finished(self, reason: str) -> None:
         self._finished.labels(self._model, reason).inc()
 
-    def render(self, status: Sequence[ReplicaStatus]) -> bytes:
-        running = sum(s.running for s in status)
-        total = sum(s.kv_total_tokens for s in status)
-        self._running.set(running)
-        self._waiting.set(max(0, sum(s.requests for s in status) - running))
-        self._cache.set(sum(s.kv_used_tokens for s in status) / total if total else 0.0)
+    def render(self) -> bytes:
         return generate_latest(self._registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        made = Gauge(f"tessera:{name}", text, ("model_name",), registry=self._registry)
-        return made.labels(self._model)
 
     def _counter(self, name: str, text: str) -> Counter:
         made = Counter(f"tessera:{name}", text, ("model_name",), registry=self._registry)

@@ -35,7 +35,6 @@ def probe_routes(service: Service) -> APIRouter:
 
     @routes.get("/metrics", response_model=None)
     async def metrics() -> Response:
-        body = service.metrics.render(service.router.status())
-        return Response(body, headers={"Content-Type": CONTENT_TYPE})
+        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     return routes

@@ -28,8 +28,6 @@ async def respond(
     request: Request,
     generation: Generation,
     shape: Shape,
-    prompt_tokens: int,
-    sequences: int,
     stream: StreamOptions | None,
 ) -> Response:
     """`stream` None answers whole. The status waits for the first tokens: until then an error of
@@ -37,24 +35,25 @@ async def respond(
     generation.start()
     try:
         if stream is None:
-            made = await _while_connected(request.receive, _whole(generation, sequences))
+            made = await _while_connected(request.receive, _whole(generation))
             generation.close()
             if made is None:
                 return Response(status_code=CLIENT_GONE)
             choices = [shape.choice(i, answer) for i, answer in enumerate(made)]
-            counts = usage(prompt_tokens, generation.generated_tokens)
+            counts = usage(generation)
             return JSONResponse({**shape.whole_head, "choices": choices, "usage": counts})
         first = await _while_connected(request.receive, generation.updates())
         if first is None:
             generation.close()
             return Response(status_code=CLIENT_GONE)
-        return EventStream(generation, shape, prompt_tokens, sequences, stream, first)
+        return EventStream(generation, shape, stream, first)
     except BaseException:
         generation.close()
         raise
 
 
-async def _whole(generation: Generation, sequences: int) -> list[Answer]:
+async def _whole(generation: Generation) -> list[Answer]:
+    sequences = generation.sequences
     texts = [""] * sequences
     tokens: list[list[TokenEvent]] = [[] for _ in range(sequences)]
     reasons = ["stop"] * sequences
@@ -76,15 +75,12 @@ class EventStream(Response):
         self,
         generation: Generation,
         shape: Shape,
-        prompt_tokens: int,
-        sequences: int,
         options: StreamOptions,
         first: list[Update],
     ):
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._generation, self._shape, self._first = generation, shape, first
-        self._prompt_tokens, self._sequences = prompt_tokens, sequences
         self._usage_last = bool(options.include_usage)
         self._usage_always = bool(options.continuous_usage_stats) and self._usage_last
         self._head = shape.chunk_head
@@ -98,7 +94,7 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         headers, status = self.raw_headers, self.status_code
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        openings = [self._shape.opening(i) for i in range(self._sequences)]
+        openings = [self._shape.opening(i) for i in range(self._generation.sequences)]
         body = b"".join(self._event([choice]) for choice in openings if choice is not None)
         updates = self._first
         try:
@@ -108,7 +104,7 @@ class EventStream(Response):
                 body = b""
                 updates = await self._generation.updates()
             if self._usage_last:
-                body = _data({**self._head, "choices": [], "usage": self._usage()})
+                body = _data({**self._head, "choices": [], "usage": usage(self._generation)})
         except ApiError as error:
             body = _data(error_body(error.status, str(error), code=error.code))
         body += b"data: [DONE]\n\n"
@@ -117,11 +113,8 @@ class EventStream(Response):
     def _event(self, choices: list[Json]) -> bytes:
         chunk = {**self._head, "choices": choices}
         if self._usage_last:
-            chunk["usage"] = self._usage() if self._usage_always else None
+            chunk["usage"] = usage(self._generation) if self._usage_always else None
         return _data(chunk)
-
-    def _usage(self) -> Json:
-        return usage(self._prompt_tokens, self._generation.generated_tokens)
 
 
 def _data(body: Json) -> bytes:

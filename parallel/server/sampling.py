@@ -70,8 +70,11 @@ def make_jobs(
     logprobs: int | None,
     continues: bool,
 ) -> list[Job]:
-    """`prompts` holds token ids and the tokens to generate; `n` jobs of each, in order."""
+    """`prompts` holds token ids and the tokens to generate; a job of `n` sequences for each."""
     n = count_sequences(body, len(prompts))
+    priority = 0
+    if body.priority is not None:
+        priority = _ranged("priority", body.priority, -_INT32, _INT32)
     stops, seed = _stops(body.stop), _seed(body)
     given: dict[str, Any] = {
         "temperature": 1.0 if body.temperature is None else body.temperature,
@@ -85,10 +88,13 @@ def make_jobs(
         given["top_k"] = _ranged("top_k", body.top_k, 0, _INT32)
     return [
         Job(
-            prompt, Sampling(max_tokens=tokens, seed=(seed + i) % _INT64, **given), stops, continues
+            prompt,
+            tuple(Sampling(max_tokens=tokens, seed=(seed + i) % _INT64, **given) for i in range(n)),
+            stops,
+            continues,
+            priority,
         )
         for prompt, tokens in prompts
-        for i in range(n)
     ]
 
 

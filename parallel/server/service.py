@@ -96,17 +96,6 @@ class Service:
             raise self._unavailable("a rank was lost; the server is ending")
         _ = self.served
 
-    def check_room(self) -> None:
-        """Raises `ApiError` 429 when too many requests wait for their first token."""
-        waiting = sum(s.unstarted for s in self.router.status())
-        if waiting >= self.settings.max_waiting:
-            raise ApiError(
-                429,
-                f"{waiting} requests are waiting, as many as may wait; try again later",
-                code="overloaded",
-                retry_seconds=RETRY_SECONDS,
-            )
-
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """For work that would keep the loop from sending tokens."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -11,8 +11,7 @@ from parallel.units import MIB
 @dataclass(frozen=True)
 class FrontSettings:
     """`router_key` is the hexadecimal key that the leaders use too, `router_host` the address of
-    this host that they can reach. Port 0 takes a free one. `max_waiting` requests may be without
-    their first token before new ones are turned away."""
+    this host that they can reach. Port 0 takes a free one."""
 
     model_directory: str
     model_name: str
@@ -23,7 +22,6 @@ class FrontSettings:
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 8 * MIB
-    max_waiting: int = 256
     drain_seconds: float = 20.0
     health_seconds: float = 10.0
     report_seconds: float = 60.0

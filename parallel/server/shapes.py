@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from parallel.requests.types import TokenEvent
-from parallel.server.generation import Update
+from parallel.server.generation import Generation, Update
 from parallel.server.logprobs import chat_logprobs, completion_logprobs
 from parallel.text.tokenizer import Tokenizer
 
@@ -127,11 +127,14 @@ class CompletionShape:
         return body
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+def usage(generation: Generation) -> Json:
+    """As far as it has come."""
+    prompt, completion = generation.prompt_tokens, generation.generated_tokens
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
     }
 
 
