@@ -5,37 +5,13 @@ A row of the table says where it can be had; `auto` takes the first row that can
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import torch
-
-from parallel.architecture.spec import Attention
-from parallel.devices.base import Device
 from parallel.errors import ConfigError, did_you_mean
+from parallel.kernels import attention_cuda_flash as flash
+from parallel.kernels import attention_cuda_flashinfer as flashinfer
+from parallel.kernels import attention_cuda_flex as flex
+from parallel.kernels import attention_cuda_varlen as varlen
 from parallel.kernels.attention import AttentionBackend, PagedAttention
-from parallel.layout.heads import RankHeads
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a layer asks for: its facts, its heads on this rank, the device, the number formats of
-    arithmetic and of the cache."""
-
-    facts: Attention
-    heads: RankHeads
-    device: Device
-    compute: torch.dtype
-    cache: torch.dtype
-
-
-@dataclass(frozen=True)
-class Form:
-    """`refuses` says why it can't be had, None where it can."""
-
-    name: str
-    refuses: Callable[[Wanted], str | None]
-    make: Callable[[Wanted], AttentionBackend]
+from parallel.kernels.attention_form import Form, Wanted
 
 
 def _anywhere(_: Wanted) -> None:
@@ -46,31 +22,40 @@ def _portable(wanted: Wanted) -> AttentionBackend:
     return PagedAttention(wanted.facts, wanted.heads, wanted.device.torch_device)
 
 
-FORMS: tuple[Form, ...] = (Form("sdpa", _anywhere, _portable),)
+FORMS: tuple[Form, ...] = (
+    Form("flash_attn", flash.refuses, flash.FlashAttention),
+    Form("flashinfer", flashinfer.refuses, flashinfer.FlashInferAttention),
+    Form("varlen", varlen.refuses, varlen.VarlenAttention),
+    Form("flex", flex.refuses, flex.FlexAttention),
+    Form("sdpa", _anywhere, _portable),
+)
 """The fastest first; the last one can be had everywhere."""
 
 
-def choose_attention(
-    facts: Attention,
-    heads: RankHeads,
-    device: Device,
-    name: str = "auto",
-    compute: torch.dtype = torch.float32,
-    cache: torch.dtype | None = None,
-) -> AttentionBackend:
-    """`name` is a form's or 'auto'; `cache` is the format of keys and values (None: `compute`).
+def choose_attention(wanted: Wanted, name: str = "auto") -> tuple[Form, str]:
+    """The form, and why it is that one: `name` is a form's or 'auto'.
 
     Raises `ConfigError` when that form can't be had here."""
-    wanted = Wanted(facts, heads, device, compute, compute if cache is None else cache)
     reasons = {form.name: form.refuses(wanted) for form in FORMS}
-    legal = [form.name for form in FORMS if reasons[form.name] is None]
+    legal = [form for form in FORMS if reasons[form.name] is None]
     if name == "auto":
-        name = legal[0]
-    if name not in legal:
-        known = [form.name for form in FORMS]
-        why = reasons[name] if name in reasons else f"unknown{did_you_mean(name, known)}"
-        raise ConfigError(
-            f"engine.attention={name} can't be had on {device.name}: {why}; "
-            f"legal here: {', '.join(['auto', *legal])}"
-        )
-    return next(form for form in FORMS if form.name == name).make(wanted)
+        return legal[0], _passed_over(legal[0], reasons)
+    for form in legal:
+        if form.name == name:
+            return form, f"engine.attention={name}"
+    known = [form.name for form in FORMS]
+    why = reasons[name] if name in reasons else f"unknown{did_you_mean(name, known)}"
+    raise ConfigError(
+        f"engine.attention={name} can't be had on {wanted.device.name}: {why}; "
+        f"legal here: {', '.join(['auto', *(form.name for form in legal)])}"
+    )
+
+
+def _passed_over(chosen: Form, reasons: dict[str, str | None]) -> str:
+    """On CUDA why the faster forms aren't taken; elsewhere they say nothing of use."""
+    named = []
+    for form in FORMS:
+        if form is chosen:
+            break
+        named.append(f"{form.name}: {reasons[form.name]}")
+    return "; ".join(named) if named else "the fastest of all forms"

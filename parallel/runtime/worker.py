@@ -59,10 +59,12 @@ class Worker:
         self.stage = layout.stage(rank)
         self.compute = getattr(torch, plan.formats.compute.torch)
         self.weights = Weights(layout, rank, getattr(torch, plan.formats.weights.torch), device)
-        self._builder = LayerBuilder(self.weights, mesh.tp)
-        self.model = Transformer(self._builder)
         cache_dtype = getattr(torch, plan.formats.kv_cache.torch)
         limits = plan.limits
+        self._builder = LayerBuilder(
+            self.weights, mesh.tp, limits.attention, cache_dtype, limits.block_tokens
+        )
+        self.model = Transformer(self._builder)
         self.cache = KVCache.allocate(
             layout, rank, plan.blocks, limits.block_tokens, cache_dtype, device
         )

@@ -8,6 +8,7 @@ from parallel.architecture.spec import FeedForward, ModelSpec, Role
 from parallel.collectives.communicator import Communicator
 from parallel.kernels.attention import AttentionBackend
 from parallel.kernels.attention_choice import choose_attention
+from parallel.kernels.attention_form import Wanted
 from parallel.kernels.elementwise import FeedForwardActivation, Normalization
 from parallel.kernels.linear import Linear
 from parallel.kernels.rotary import RotaryEmbedding
@@ -18,7 +19,8 @@ from parallel.sharding.weights import Weights
 
 class LayerBuilder:
     """`tp` is the communicator of this rank's tensor-parallel axis, `attention` the form asked for
-    (`EngineLimits.attention`), `cache` the format of keys and values (None: the weights')."""
+    (`EngineLimits.attention`), `cache` the format of keys and values (None: the weights') in blocks
+    of `block_tokens`."""
 
     def __init__(
         self,
@@ -26,9 +28,12 @@ class LayerBuilder:
         tp: Communicator,
         attention: str = "auto",
         cache: torch.dtype | None = None,
+        block_tokens: int = 16,
     ):
         self.weights, self.tp = weights, tp
-        self._attention, self._cache = attention, cache
+        self._attention, self._cache, self._block_tokens = attention, cache, block_tokens
+        self.attention_forms: dict[str, str] = {}
+        """The forms of attention that layers got, and why."""
         self.layout = weights.layout
         self.spec: ModelSpec = weights.layout.spec
         self.stage = weights.stage
@@ -79,11 +84,18 @@ class LayerBuilder:
         return FeedForwardActivation(facts.activation, facts.gated)
 
     def attention(self, layer: int) -> AttentionBackend:
-        facts, heads = self.spec.blocks[layer].attention, self.local_heads(layer)
         weights = self.weights
-        return choose_attention(
-            facts, heads, weights.device, self._attention, weights.dtype, self._cache
+        wanted = Wanted(
+            self.spec.blocks[layer].attention,
+            self.local_heads(layer),
+            weights.device,
+            compute=weights.dtype,
+            cache=self._cache or weights.dtype,
+            block_tokens=self._block_tokens,
         )
+        form, reason = choose_attention(wanted, self._attention)
+        self.attention_forms[form.name] = reason
+        return form.make(wanted)
 
     def rotary(self, layer: int) -> RotaryEmbedding | None:
         rotary = self.spec.blocks[layer].attention.rotary
