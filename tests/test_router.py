@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
 from parallel.errors import RequestError, RunError
+from parallel.requests.placing import Ask, QueueFull
 from parallel.requests.router import Router
 from parallel.requests.types import Sampling, TokenEvent
 from parallel.requests.wire import (
@@ -232,6 +234,70 @@ def test_work_goes_where_least_is_left(job: Job) -> None:
     assert [s.work_tokens for s in job.router.status()] == [0, 0, 0]
     assert [answer["ranks"] for answer in job.router.report(20)] == [[0], [1], [2]]
     assert job.router.ping(20)
+
+
+@pytest.mark.parametrize("job", [3], indirect=True)
+def test_a_follow_up_goes_where_its_beginning_is_unless_too_much_waits_there(job: Job) -> None:
+    session = list(range(40))
+
+    def sent(replica: int) -> list[int]:
+        engine = job.engines[replica]
+        return [len(s["prompt"]) for s in engine.submitted]
+
+    for engine in job.engines[:2]:
+        engine.hold()
+    keep = job.submit([9] * 5, max_tokens=2), job.submit([8] * 5, max_tokens=2)
+    job.submit(session, max_tokens=2)
+    job.engines[2].wait_for(lambda: len(sent(2)) == 1)
+    for number in keep:
+        job.router.cancel(number)
+    for engine in job.engines[:2]:
+        engine.release()
+    assert job.router.drain(20)
+    # All are idle: alone its prefix tells where it goes.
+    job.submit([*session, 1, 2, 3], max_tokens=2)
+    assert job.router.drain(20)
+    assert sent(2) == [40, 43]
+    job.engines[2].hold()
+    # It saves 40 tokens there; after this, 50 wait.
+    job.submit([*session, *range(50)], max_tokens=2)
+    job.engines[2].wait_for(lambda: len(sent(2)) == 3)
+    job.submit([*session, 4], max_tokens=2)
+    job.engines[0].wait_for(lambda: sent(0) == [5, 41])
+    job.engines[2].release()
+
+
+@pytest.mark.parametrize("job", [2], indirect=True)
+def test_sequences_of_one_prompt_go_together(job: Job) -> None:
+    def ask(prompt: list[int], count: int) -> Ask:
+        return Ask(prompt, [(Sampling(max_tokens=1), job.events.append)] * count, priority=4)
+
+    numbers = job.router.submit_all([ask([1] * 20, 3), ask([2] * 8, 3)])
+    assert job.router.drain(20)
+    for engine, group in zip(job.engines, numbers, strict=True):
+        assert [s["id"] for s in engine.submitted] == group
+        assert [(s["group"], s["priority"]) for s in engine.submitted] == [(group[0], 4)] * 3
+    assert sorted(e.request_id for e in job.events) == sorted(chain(*numbers))
+
+
+def test_a_batch_waits_for_places(job: Job) -> None:
+    engine = job.engines[0]
+    engine.hold()
+    numbers: list[int] = []
+
+    def submit() -> None:
+        numbers.extend(job.submit([5, 6], max_tokens=1) for _ in range(602))
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    engine.wait_for(lambda: engine.running == 600)
+    with pytest.raises(QueueFull):
+        job.router.submit_all([Ask([1], [(Sampling(), job.events.append)])])
+    assert len(numbers) == 600
+    engine.release()
+    thread.join()
+    assert job.router.drain(20)
+    assert sorted(e.request_id for e in job.events) == sorted(numbers) and len(numbers) == 602
 
 
 def test_a_cancelled_request_ends_with_an_event(job: Job) -> None:
