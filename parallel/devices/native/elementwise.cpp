@@ -2,10 +2,11 @@
 //
 // T rows, h channels, d head dim. Arithmetic is in float; a row's result depends on that row alone.
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cmath>
+#include <optional>
 
+#include "common.h"
 #include "vectors.h"
 
 namespace tessera {

@@ -4,14 +4,14 @@
 // (relative error below 2e-7).
 #pragma once
 
-#include <ATen/ATen.h>
+#include <c10/util/BFloat16.h>
 #include <immintrin.h>
 
 #include <cstdint>
 
 namespace tessera {
 
-using at::BFloat16;
+using c10::BFloat16;
 
 constexpr int64_t kLanes = 16;
 
