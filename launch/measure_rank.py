@@ -41,12 +41,19 @@ def main(settings: MeasureCommand) -> int:
 
 
 def check_workload(plan: Plan) -> None:
-    """A prompt and one token must fit the context; longer answers are cut."""
+    """A prompt and one token must fit the context (longer answers are cut), all clients a replica's
+    places and queue."""
     asked, context = plan.workload.input_tokens, plan.context_tokens
     if asked >= context:
         raise ConfigError(
             f"workload.input_tokens={asked} doesn't fit the context of {context} tokens, one "
             f"generated token included; give at most {context - 1}"
+        )
+    clients, most = plan.workload.concurrency, plan.limits.most_sequences
+    if clients > most:
+        raise ConfigError(
+            f"workload.concurrency={clients} is more than may run and wait in a replica at once, "
+            f"{most}; raise engine.queue"
         )
 
 

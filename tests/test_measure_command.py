@@ -191,12 +191,13 @@ def test_without_a_baseline_nothing_is_compared(model: Path, tmp_path: Path) -> 
         ("picture=a.jpg", "picture=a.jpg must end in .png or .svg"),
         ("output=none/out.json", "its folder doesn't exist"),
         ("workload.input_tokens=400", "doesn't fit the context of 256 tokens"),
+        ("engine.queue=1 engine.requests=1", "more than may run and wait in a replica at once, 2"),
         ("tp=99", "tp=99"),
         ("repeat=3", "did you mean 'repeats'"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(model: Path, argument: str, words: str) -> None:
-    done = measure(model, argument)
+    done = measure(model, *argument.split())
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "loading" not in done.stderr
