@@ -9,9 +9,10 @@ from parallel.scheduling.sequence import Sequence
 Pairs = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Work:
-    """`count` tokens of a sequence from `start` on; `samples` if the next token is wanted."""
+    """`count` tokens of a sequence from `start` on; `samples` if the next token is wanted. Not
+    frozen: one is made for each sequence in each step, in half the time."""
 
     sequence: Sequence
     start: int
@@ -46,7 +47,9 @@ class Batch:
 
     @property
     def phase(self) -> str:
-        return "prefill" if any(w.start < w.sequence.prompt for w in self.work) else "decode"
+        """Tokens that are computed again, after a preemption, count as prompt."""
+        prompt = any(w.count > 1 or w.start < w.sequence.prompt for w in self.work)
+        return "prefill" if prompt else "decode"
 
     @property
     def tokens(self) -> int:
