@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from parallel.kernels.attention_cuda import Paged
-from parallel.kernels.attention_cuda_varlen import VarlenAttention
+from parallel.kernels.attention_cuda_varlen import Call, VarlenAttention
 from parallel.kernels.attention_cuda_varlen import refuses as varlen_refuses
 from parallel.kernels.attention_form import Wanted
 from parallel.kernels.cache import LayerCache
@@ -58,13 +58,10 @@ class Places:
 
 
 class FlexAttention(VarlenAttention):
-    """`flex` is `flex_attention` as the device compiles it."""
-
-    def __init__(self, wanted: Wanted, flex: Flex | None = None):
-        super().__init__(wanted)
-        device = wanted.device
-        compiled: Flex = device.kept("flex", lambda: device.compile(cast(Flex, flex_attention)))
-        self._flex: Flex = compiled if flex is None else flex
+    def __init__(self, wanted: Wanted, call: Call | None = None):
+        super().__init__(wanted, call)
+        flex, device = cast(Flex, flex_attention), wanted.device
+        self._flex = device.kept("flex", lambda: device.compile(flex))
 
     def decode(self, query: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
         blocks, size, _, dim = cache.key.shape
