@@ -10,7 +10,7 @@ from parallel.errors import ConfigError, did_you_mean
 _COUNTS = ("step_tokens", "requests", "block_tokens", "context_tokens", "batches", "queue")
 _CHOICES = {
     "kernels": ("auto", "native", "portable"),
-    "attention": ("auto", "sdpa", "native", "flash_attn", "flashinfer", "flex"),
+    "attention": ("auto", "sdpa", "native", "varlen", "flash_attn", "flashinfer", "flex"),
     "sequence_parallel": ("auto", "on", "off"),
 }
 
