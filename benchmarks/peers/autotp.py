@@ -1,5 +1,5 @@
 """DeepSpeed's AutoTP on a transformers model, with its shared-memory all-reduce, under torchrun:
-`torchrun --nproc-per-node 2 -m benchmarks.peers.autotp --model D --prompts F --threads 1`."""
+`torchrun --nproc-per-node 2 -m benchmarks.peers.autotp --model D --loads D --results D …`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.measure import measure, peer_arguments, print_on_first_rank
+from benchmarks.peers.static_batches import answer_loads, driver_arguments
 
 
 def main() -> None:
-    arguments = peer_arguments(__doc__)
+    arguments = driver_arguments(__doc__)
     # Without it the shared-memory operation reads past its buffers.
     os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]
     torch.set_num_threads(arguments.threads)
@@ -28,7 +28,7 @@ def main() -> None:
     )
     torch.set_num_threads(arguments.threads)
     try:
-        print_on_first_rank(measure(engine.module, arguments.prompts))
+        answer_loads(engine.module, arguments)
         dist.barrier()
     finally:
         _remove_buffers()

@@ -1,5 +1,5 @@
 """transformers, in one process or with its own tensor parallelism under torchrun:
-`torchrun --nproc-per-node 2 -m benchmarks.peers.huggingface --model D --prompts F --threads 1`."""
+`torchrun --nproc-per-node 2 -m benchmarks.peers.huggingface --model D --loads D --results D …`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.measure import measure, peer_arguments, print_on_first_rank
+from benchmarks.peers.static_batches import answer_loads, driver_arguments
 
 
 def main() -> None:
-    arguments = peer_arguments(__doc__)
+    arguments = driver_arguments(__doc__)
     torch.set_num_threads(arguments.threads)
     split = int(os.environ.get("WORLD_SIZE", "1")) > 1
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model, dtype="auto", **({"tp_plan": "auto"} if split else {})
     )
-    print_on_first_rank(measure(model, arguments.prompts))
+    answer_loads(model, arguments)
     if dist.is_initialized():
         dist.destroy_process_group()
 
