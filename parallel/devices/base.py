@@ -68,6 +68,14 @@ class PackedLinear(ABC):
         """[T, in] → [T, out]"""
 
 
+class PackedTable(PackedLinear):
+    """A packed weight whose rows are looked up as well: embedding and head in one."""
+
+    @abstractmethod
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids [T] → [T, in]"""
+
+
 class Graph(ABC):
     """Work that was captured once: kernels with their arguments, addresses included."""
 
@@ -82,9 +90,10 @@ def _reached() -> None:
 
 class Device(ABC):
     """One rank's device: allocation, copies, timing, memory statistics. `immediate`: what it is
-    given is done when the call returns."""
+    given is done when the call returns. `native`: its native kernels are loaded."""
 
     immediate = True
+    native = False
     capability: tuple[int, int] | None = None
     """CUDA's compute capability; None on other devices, and where nothing is computed."""
     kind: str
@@ -107,6 +116,10 @@ class Device(ABC):
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self.torch_device)
+
+    def weight(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory for what each step reads whole; it isn't filled."""
+        return self.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(tuple(shape), dtype=dtype, device=self.torch_device)
@@ -135,7 +148,12 @@ class Device(ABC):
         return None
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear | None:
-        """A faster form of a product with `weight` that takes no more memory, if there is one."""
+        """A faster form of a product with `weight` that takes no more memory, if there is one. It
+        may be made in the weight's own memory."""
+        return None
+
+    def pack_table(self, weight: torch.Tensor) -> PackedTable | None:
+        """The same for a weight whose rows are looked up as well."""
         return None
 
     @abstractmethod

@@ -10,6 +10,7 @@ from parallel.kernels import attention_cuda_flash as flash
 from parallel.kernels import attention_cuda_flashinfer as flashinfer
 from parallel.kernels import attention_cuda_flex as flex
 from parallel.kernels import attention_cuda_varlen as varlen
+from parallel.kernels import attention_native as native
 from parallel.kernels.attention import AttentionBackend, PagedAttention
 from parallel.kernels.attention_form import Form, Wanted
 
@@ -27,6 +28,7 @@ FORMS: tuple[Form, ...] = (
     Form("flashinfer", flashinfer.refuses, flashinfer.FlashInferAttention),
     Form("varlen", varlen.refuses, varlen.VarlenAttention),
     Form("flex", flex.refuses, flex.FlexAttention),
+    Form("native", native.refuses, native.NativeAttention),
     Form("sdpa", _anywhere, _portable),
 )
 """The fastest first; the last one can be had everywhere."""

@@ -34,7 +34,8 @@ class StageShape:
     `late`: what gloo has summed or gathered lives until its thread lets it go, which may be after
     its last use.
     Of earlier steps `sent` hidden states are kept at most. `on_host`: the host's memory is the
-    device's. Stages whose facts are equal have equal peaks."""
+    device's. `native` and `native_attention`: as a `Tape` has them. Stages whose facts are equal
+    have equal peaks."""
 
     hidden: int
     width: int
@@ -47,6 +48,8 @@ class StageShape:
     sent: int
     head: HeadShape | None
     page: int
+    native: bool = False
+    native_attention: bool = False
 
 
 def stage_shape(
@@ -104,6 +107,7 @@ def _block_shape(layout: Layout, block: Block, at: Coordinates) -> BlockShape:
         rotary=attention.rotary,
         columns=layout.columns(feed_forward.width, at).size,
         gated=feed_forward.gated,
+        activation=feed_forward.activation,
     )
 
 
@@ -116,7 +120,7 @@ def in_time(stage: StageShape) -> StageShape:
 @lru_cache(maxsize=4096)
 def step_bytes(stage: StageShape, step: StepShape) -> int:
     """The peak of live tensors in one step: nothing that was there before it."""
-    tape = Tape(stage.width, cuda=not stage.on_host)
+    tape = Tape(stage.width, not stage.on_host, stage.native, stage.native_attention)
     size = step.tokens * stage.hidden * stage.width
     tape.take(size if stage.late else 0)
     if stage.embeds:

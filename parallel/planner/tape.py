@@ -13,10 +13,14 @@ from parallel.architecture.spec import Rotary
 
 class Tape:
     """Bytes that live now and at the peak so far. `width` is the bytes of a compute element;
-    `cuda` says whose kernels run."""
+    `cuda` says whose kernels run, `native` that norms, activations and rotary positions are the
+    native kernels, `native_attention` that attention is."""
 
-    def __init__(self, width: int, cuda: bool = False) -> None:
+    def __init__(
+        self, width: int, cuda: bool = False, native: bool = False, native_attention: bool = False
+    ) -> None:
         self.width, self.cuda = width, cuda
+        self.native, self.native_attention = native, native_attention
         self.live_bytes = self.peak_bytes = 0
         self._made: set[object] = set()
 
@@ -56,6 +60,7 @@ class BlockShape:
     rotary: Rotary | None
     columns: int
     gated: bool
+    activation: str
 
     @property
     def grid(self) -> int:

@@ -1,6 +1,7 @@
 """Live tensors of attention: rotary positions, masks, gathered cache, the kernel's own.
 
-T tokens of the step. Follows kernels/rotary.py and kernels/attention.py operator by operator.
+T tokens of the step. Follows kernels/rotary.py and kernels/attention.py operator by operator; the native kernels
+(kernels/attention_native.py, elementwise_native.py) make their results alone.
 """
 
 from __future__ import annotations
@@ -48,9 +49,24 @@ def _rotary_tables(tape: Tape, tokens: int, dim: int) -> None:
     tape.give(angles, both)
 
 
+def waves(tape: Tape, facts: Rotary, tokens: int) -> None:
+    """cos and sin [T, dim / 2] of the native rotary positions, which turn heads where they lie."""
+    if not tape.first(facts):
+        return
+    positions = tape.take(tokens * _FLOAT)
+    angles = tape.take(tokens * (facts.dim // 2) * _FLOAT)
+    tape.give(positions)
+    tape.take(2 * angles)
+    tape.give(angles)
+
+
 def attend(tape: Tape, block: BlockShape, step: StepShape, page: int) -> int:
-    """What `PagedAttention` makes of [T, queries, d]; `page` tokens per cache block."""
+    """What attention makes of [T, queries, d]; `page` tokens per cache block."""
     heads, grid, parts = step.tokens * block.head_dim * tape.width, 0, []
+    if tape.native_attention:
+        if tape.first("query starts"):
+            tape.take((len(step.chunks) + 1) * _INDEX)
+        return tape.take(heads * block.queries)
     if not block.uniform:
         grid = tape.take(heads * block.grid)
     if step.decodes:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parallel.planner.tape import BlockShape, StepShape, Tape
-from parallel.planner.tape_attention import attend, rotate
+from parallel.planner.tape_attention import attend, rotate, waves
 
+NATIVE_ACTIVATIONS = ("silu", "gelu_tanh")
+"""Of which there are native kernels (kernels/elementwise_native.py)."""
 _INDEX, _FLOAT, _DOUBLE, _BOOL = 8, 4, 8, 1
 
 
@@ -18,6 +20,8 @@ def norm(tape: Tape, rows: int, width: int, rms: bool) -> int:
     """Of [rows, width]; returns the bytes of the result. The operators of an RMS norm are those of
     CPU; where CUDA has one kernel for it, that takes less."""
     size = rows * width
+    if tape.native:
+        return tape.take(size * tape.width)
     if not rms:
         result = tape.take(size * tape.width)
         tape.touch(2 * rows * (_FLOAT if tape.cuda else tape.width))
@@ -63,9 +67,12 @@ def _attention(tape: Tape, hidden: int, block: BlockShape, step: StepShape, page
         mixed = tape.take(normed)
         tape.give(normed)
     if block.rotary is not None:
-        rotated = rotate(tape, block.rotary, tokens, queries + keys, dim)
-        tape.give(mixed)
-        mixed = rotated
+        if tape.native:
+            waves(tape, block.rotary, tokens)
+        else:
+            rotated = rotate(tape, block.rotary, tokens, queries + keys, dim)
+            tape.give(mixed)
+            mixed = rotated
     attended = attend(tape, block, step, page)
     result = tape.take(tokens * hidden * tape.width)
     tape.give(attended, mixed, projected)
@@ -76,12 +83,13 @@ def _feed_forward(tape: Tape, tokens: int, hidden: int, block: BlockShape) -> in
     one = tokens * block.columns * tape.width
     wide = tape.take(one * (2 if block.gated else 1))
     active = tape.take(one)
-    if block.gated:
+    if block.gated and not (tape.native and block.activation in NATIVE_ACTIVATIONS):
         product = tape.take(one)
         tape.give(active)
         active = product
+    tape.give(wide)
     result = tape.take(tokens * hidden * tape.width)
-    tape.give(active, wide)
+    tape.give(active)
     return result
 
 

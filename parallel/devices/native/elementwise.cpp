@@ -39,7 +39,14 @@ T* data(const at::Tensor& x) {
 }
 
 void check_rows(const at::Tensor& x) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "rows of side by side channels are needed");
+  TORCH_CHECK(x.dim() >= 2 && x.dim() <= 3 && x.stride(-1) == 1,
+              "rows of side by side channels are needed");
+}
+
+// Where row `row` of [rows, h] or [T, n, h] begins.
+int64_t begin_of(const at::Tensor& x, int64_t row) {
+  if (x.dim() == 2) return row * x.stride(0);
+  return row / x.size(1) * x.stride(0) + row % x.size(1) * x.stride(1);
 }
 
 // y = norm(x + delta); the sum is written over x. Without `delta`, x is only read. Layer norm where
@@ -84,12 +91,12 @@ void norm_row(T* x, const T* delta, const T* weight, const T* bias, bool centred
 void norm_into(const at::Tensor& x, const at::Tensor* delta, const at::Tensor& weight,
                const std::optional<at::Tensor>& bias, bool centred, double epsilon,
                const at::Tensor& out) {
-  const int64_t rows = x.size(0), width = x.size(1);
+  const int64_t width = x.size(-1), rows = width == 0 ? 0 : x.numel() / width;
   by_type(x, [&](auto zero) {
     using T = decltype(zero);
     over_rows(rows, width, [&](int64_t row) {
-      norm_row<T>(data<T>(x) + row * x.stride(0),
-                  delta == nullptr ? nullptr : data<T>(*delta) + row * delta->stride(0),
+      norm_row<T>(data<T>(x) + begin_of(x, row),
+                  delta == nullptr ? nullptr : data<T>(*delta) + begin_of(*delta, row),
                   data<T>(weight), bias ? data<T>(*bias) : nullptr, centred, epsilon, width,
                   data<T>(out) + row * width);
     });
@@ -99,7 +106,7 @@ void norm_into(const at::Tensor& x, const at::Tensor* delta, const at::Tensor& w
 void check_norm(const at::Tensor& x, const at::Tensor& weight,
                 const std::optional<at::Tensor>& bias) {
   check_rows(x);
-  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(1) && weight.is_contiguous() &&
+  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1) && weight.is_contiguous() &&
                   weight.scalar_type() == x.scalar_type(),
               "a norm's weight is one number for each channel, in the format of its input");
   TORCH_CHECK(!bias || (bias->sizes() == weight.sizes() && bias->is_contiguous() &&
@@ -137,6 +144,7 @@ inline __m512 activated(__m512 x, bool gelu) {
 // wide [T, c], or [T, 2c] of gate and up where `gated` → [T, c].
 at::Tensor activation(const at::Tensor& wide, bool gelu, bool gated) {
   check_rows(wide);
+  TORCH_CHECK(wide.dim() == 2, "activations are [T, c]");
   const int64_t rows = wide.size(0), width = gated ? wide.size(1) / 2 : wide.size(1);
   at::Tensor out = at::empty({rows, width}, wide.options());
   by_type(wide, [&](auto zero) {
