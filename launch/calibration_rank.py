@@ -17,7 +17,7 @@ from launch.entry import EXIT_DONE, is_first_rank
 from launch.failing import ending_at_failure
 from launch.planning import CLUSTERS
 from launch.running import local_threads, rank_numbers
-from launch.schema import CalibrateCommand
+from launch.schema import CalibrateCommand, DeviceKind
 from launch.signals import on_termination
 from parallel.calibration.document import measured_document, write_document
 from parallel.calibration.machine import describe_host, fit_cluster
@@ -46,12 +46,13 @@ def _run(settings: CalibrateCommand, output: Path) -> None:
     began = time.monotonic()
     rank, local_rank = rank_numbers()
     ranks, local_ranks = (int(os.environ[k]) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    device = select_device(settings.device.value, local_rank, local_threads(settings))
-    device.activate()
     seen = dict(os.environ)
-    if device.kind == "cpu":
+    if settings.device is DeviceKind.cpu:
         seen["CUDA_VISIBLE_DEVICES"] = ""
     machine = probe_local(local_ranks, known=known_devices(CLUSTERS / "devices"), environment=seen)
+    native = machine.device(local_rank).type.native_kernels
+    device = select_device(settings.device.value, local_rank, local_threads(settings), native)
+    device.activate()
     options = MeshOptions(settings.collectives.value, settings.collective_timeout_seconds)
     with _progress(ranks) as advance:
         measures = measure_rank(

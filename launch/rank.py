@@ -107,7 +107,8 @@ def _start(
 ) -> RankJob:
     """A rank that is loaded and warm. `joined` is set as soon as the lifeline watches over it."""
     rank, local_rank = rank_numbers()
-    device = select_device(settings.device.value, local_rank, local_threads(settings))
+    native = plan.limits.native(plan.cluster.device(rank).type)
+    device = select_device(settings.device.value, local_rank, local_threads(settings), native)
     device.activate()
     options = MeshOptions(
         collectives=settings.collectives.value,

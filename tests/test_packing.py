@@ -1,19 +1,30 @@
-"""Packed products: the same bits, the same bytes, and nothing packed that would break the plan."""
+"""Packed products: the same bytes, results within their rounding, nothing packed that would break
+the plan."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from parallel.collectives.communicator import Communicator
+from parallel.devices.base import PackedTable
 from parallel.devices.cpu import CpuDevice
+from parallel.devices.huge_pages import HugePages
+from parallel.devices.native import library
+from parallel.errors import ConfigError, RunError
+from parallel.hardware.probe import probe_local
 from parallel.instrument.ledger import Ledger
-from parallel.kernels.linear import Linear
+from parallel.kernels.linear import Linear, Table
 from parallel.layout.degrees import Degrees
 from parallel.models.transformer import Transformer
+from parallel.planner.limits import EngineLimits
 from parallel.sharding.builder import LayerBuilder
 from parallel.sharding.loader import ShardReader
 from parallel.sharding.weights import Weights
@@ -21,6 +32,146 @@ from tests.checkpoints import CONFIGS, SMALL, make_checkpoint
 from tests.engine_case import plan_for
 
 PACKS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+CPU = probe_local(1).device(0).type
+NATIVE = [CpuDevice(native=True)] if CPU.native_kernels else []
+"""Nothing where the native kernels can't run."""
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def assert_rounded(found: torch.Tensor, exact: torch.Tensor, inner: int) -> None:
+    """`found` is `exact` (float64) rounded once to bf16, after a sum in float32 of products of
+    about 1 in magnitude: half a unit of bf16 is 2⁻⁸ of the value at most, and one of the float32
+    sum's roundings 2⁻²⁴ of a sum that stays below 8·√inner."""
+    bound = 2.0**-8 * exact.abs() + 2.0**-24 * 8 * inner**0.5 * inner
+    assert bool(((found - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("device", NATIVE)
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 100),
+    pairs=st.integers(1, 90),
+    bias=st.booleans(),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_native_products_are_rounded_once(
+    device: CpuDevice, rows: int, columns: int, pairs: int, bias: bool, seed: int
+) -> None:
+    weight, x = random(columns, 2 * pairs, seed=seed), random(rows, 2 * pairs, seed=seed + 10)
+    added = random(columns, seed=seed + 20) if bias else None
+    exact = x.double() @ weight.double().t() + (0 if added is None else added.double())
+    packed = device.pack_linear(weight.clone(), added)
+    assert packed is not None and packed.bytes == weight.nbytes
+    assert_rounded(packed(x), exact, 2 * pairs)
+
+
+@pytest.mark.parametrize("device", NATIVE)
+@pytest.mark.parametrize("rows", [1, 12, 13, 97, 200])
+@pytest.mark.parametrize(("columns", "inner"), [(96, 2050), (33, 4100), (576, 576)])
+def test_a_row_has_the_result_that_it_has_alone(
+    device: CpuDevice, threads: int, rows: int, columns: int, inner: int
+) -> None:
+    """Whatever else is in the batch, and however long the sums are."""
+    weight, x = random(columns, inner), random(rows, inner, seed=1)
+    packed = device.pack_linear(weight.clone(), None)
+    assert packed is not None
+    together = packed(x)
+    assert_rounded(together, x.double() @ weight.double().t(), inner)
+    torch.set_num_threads(3 - threads)
+    alone = torch.cat([packed(row) for row in x.split(1)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", NATIVE)
+@pytest.mark.parametrize("columns", [7, 32, 33, 80])
+def test_rows_of_a_packed_table(device: CpuDevice, threads: int, columns: int) -> None:
+    weight, x = random(columns, 46), random(3, 46, seed=1)
+    table = Table(weight.clone())
+    plain = table(x)
+    packed = table.pack(device)
+    assert isinstance(packed, PackedTable) and table.weight is None
+    ids = torch.randint(0, columns, (40,), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(table.rows(ids), weight[ids], rtol=0, atol=0)
+    torch.testing.assert_close(table(x), plain, rtol=2**-7, atol=2**-7)
+    for wrong in (-1, columns):
+        with pytest.raises(IndexError, match=f"id {wrong} is out of range"):
+            table.rows(torch.tensor([0, wrong]))
+
+
+@pytest.mark.parametrize("device", NATIVE)
+def test_products_of_views_and_of_nothing(device: CpuDevice) -> None:
+    weight, wide = random(40, 32), random(6, 100, seed=1)
+    packed = device.pack_linear(weight.clone(), None)
+    assert packed is not None
+    views = wide[:, 3:35]
+    torch.testing.assert_close(packed(views), packed(views.contiguous()), rtol=0, atol=0)
+    assert packed(wide[:0, :32]).shape == (0, 40)
+    with pytest.raises(RuntimeError, match=r"inputs are bf16 \[T, 32\]"):
+        packed(wide)
+
+
+@pytest.mark.parametrize("device", NATIVE)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((65, 63), torch.bfloat16), ((64, 64), torch.float32), ((64, 64), torch.float16)],
+)
+def test_what_has_no_native_product_stays(
+    device: CpuDevice, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    weight = random(*shape).to(dtype)
+    made = Linear(weight.clone(), None)
+    assert made.pack(device) is None
+    assert made.weight is not None and torch.equal(made.weight, weight)
+
+
+def test_a_build_that_fails_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho no such instruction >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(
+        RunError, match=r"native kernels failed .*build\.log.*engine\.kernels=portable"
+    ):
+        library.build()
+    (log,) = tmp_path.glob("extensions/*/build.log")
+    assert "no such instruction" in log.read_text()
+
+
+@pytest.mark.parametrize("kernels", ["auto", "native", "portable"])
+def test_which_kernels_a_device_gets(kernels: str) -> None:
+    without, limits = replace(CPU, native_kernels=False), EngineLimits(kernels=kernels)
+    assert limits.native(replace(CPU, native_kernels=True)) == (kernels != "portable")
+    if kernels == "native":
+        with pytest.raises(ConfigError, match=r"'cpu' doesn't have .* engine\.kernels=auto"):
+            limits.native(without)
+    else:
+        assert not limits.native(without)
+
+
+def test_tensors_in_huge_pages_lie_apart() -> None:
+    pages = HugePages()
+    tensors = [pages.take(shape, torch.bfloat16) for shape in [(3, 5), (1024, 1024), (7,)]]
+    for value, tensor in enumerate(tensors):
+        tensor.fill_(value)
+    assert [bool((t == value).all()) for value, t in enumerate(tensors)] == [True] * 3
+    assert [tuple(t.shape) for t in tensors] == [(3, 5), (1024, 1024), (7,)]
+    assert all(t.data_ptr() % 64 == 0 for t in tensors)
+    assert tensors[0].data_ptr() % (2 << 20) == 0
 
 
 def linear(out: int, into: int, dtype: torch.dtype = torch.bfloat16) -> Linear:
@@ -59,13 +210,14 @@ def test_what_would_change_size_or_result_stays(shape: tuple[int, int], dtype: t
     assert made.weight is not None
 
 
-def test_a_packed_rank_holds_what_the_plan_says(tmp_path: Path) -> None:
-    CONFIGS["packable"] = (
-        "Qwen2",
-        {**SMALL, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2},
-    )
+@pytest.mark.parametrize("device", [CpuDevice(), *NATIVE])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_packed_rank_holds_what_the_plan_says(
+    device: CpuDevice, tied: bool, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2}
+    CONFIGS["packable"] = ("Qwen2", {**SMALL, **sizes, "tie_word_embeddings": tied})
     path = make_checkpoint("packable", tmp_path, "bfloat16")
-    device = CpuDevice()
     plan = plan_for(str(path), Degrees())
     weights = Weights(plan.layout, 0, torch.bfloat16, device)
     builder = LayerBuilder(weights, Communicator("tp", (0,), 0, None, Ledger(), device))
@@ -75,5 +227,7 @@ def test_a_packed_rank_holds_what_the_plan_says(tmp_path: Path) -> None:
     builder.pack()
     assert weights.bytes == plan.memory[0].weights
     assert weights.targets == []
-    if PACKS:
+    if device.native:
+        assert len(weights.tensors) == before - 4 * plan.layout.spec.layers - 1
+    elif PACKS and tied:
         assert len(weights.tensors) == before - 4 * plan.layout.spec.layers

@@ -45,6 +45,6 @@ def measure_read(
     bench: Bench, device: Device, bytes_per_rank: int, budget_seconds: float
 ) -> tuple[float, Timing]:
     """Bytes per second of a sum over `bytes_per_rank`."""
-    values = device.empty((2 * bytes_per_rank // 4,), torch.float32).fill_(1.0)
+    values = device.weight((2 * bytes_per_rank // 4,), torch.float32).fill_(1.0)
     (timing,) = bench.measure([values.sum], budget_seconds)
     return values.nbytes / timing.seconds, timing

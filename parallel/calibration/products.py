@@ -16,7 +16,7 @@ import torch
 from parallel.calibration.bench import Bench, Timing
 from parallel.calibration.fit import ProductPoint
 from parallel.devices.base import Device
-from parallel.kernels.linear import Linear
+from parallel.kernels.linear import Linear, Table
 from parallel.precision import precision
 
 _MOST_COPIES = 160
@@ -56,13 +56,14 @@ CUDA_SWEEPS = tuple(
     )
     for weights in ("bf16", "fp16")
 )
-PLAIN = Sweep("bf16", ((3072, 576), (5632, 1024)), (1, 4, 16))
-"""Shapes that are also tried as a table that is looked up as well: a tied head isn't packed."""
+TABLES = Sweep("bf16", ((3072, 576), (5632, 1024)), (1, 4, 16))
+"""Shapes that are also tried as a table that is looked up as well, as a tied head is: not every
+form of a weight can be."""
 
 
 @dataclass(frozen=True)
 class Products:
-    """`plain_share`: the speed of plain weights beside those in the device's best form."""
+    """`plain_share`: the speed of tables that are looked up as well beside other weights."""
 
     points: list[ProductPoint]
     timings: list[Timing]
@@ -74,8 +75,8 @@ def measure_products(
 ) -> Products:
     """`cold_bytes`: more than this rank's share of the last cache."""
     sweeps = CPU_SWEEPS if device.kind == "cpu" else CUDA_SWEEPS
-    made = [entry for sweep in sweeps for entry in _cases(sweep, device, cold_bytes, packed=True)]
-    plain = list(_cases(PLAIN, device, cold_bytes, packed=False)) if device.kind == "cpu" else []
+    made = [entry for sweep in sweeps for entry in _cases(sweep, device, cold_bytes)]
+    plain = list(_cases(TABLES, device, cold_bytes, table=True)) if device.kind == "cpu" else []
     timings = bench.measure([case for _, case in made + plain], budget_seconds)
     points = [
         ProductPoint(rows, columns, inner, name, name, timing.seconds)
@@ -93,23 +94,23 @@ _Facts = tuple[str, int, int, int]
 
 
 def _cases(
-    sweep: Sweep, device: Device, cold_bytes: int, packed: bool
+    sweep: Sweep, device: Device, cold_bytes: int, table: bool = False
 ) -> Iterator[tuple[_Facts, Callable[[], object]]]:
     dtype = getattr(torch, precision(sweep.weights).torch)
     for columns, inner in sweep.shapes:
         size = columns * inner * dtype.itemsize
         copies = max(2, min(_MOST_COPIES, -(-cold_bytes // size)))
-        linears = [_linear(device, columns, inner, dtype, packed) for _ in range(copies)]
+        linears = [_linear(device, columns, inner, dtype, table) for _ in range(copies)]
         turns = cycle(linears)
         for rows in sweep.rows:
             x = device.empty((rows, inner), dtype).fill_(0.01)
             yield (sweep.weights, rows, columns, inner), _product(turns, x)
 
 
-def _linear(device: Device, columns: int, inner: int, dtype: torch.dtype, packed: bool) -> Linear:
-    linear = Linear(device.empty((columns, inner), dtype).fill_(0.01), None)
-    if packed:
-        linear.pack(device)
+def _linear(device: Device, columns: int, inner: int, dtype: torch.dtype, table: bool) -> Linear:
+    weight = device.weight((columns, inner), dtype).fill_(0.01)
+    linear = Table(weight) if table else Linear(weight, None)
+    linear.pack(device)
     return linear
 
 

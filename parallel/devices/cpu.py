@@ -10,7 +10,17 @@ from math import prod
 import torch
 
 from parallel.devices import onednn
-from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, PackedLinear, Timer
+from parallel.devices.base import (
+    Device,
+    MemoryInUse,
+    MemoryStatistics,
+    PackedLinear,
+    PackedTable,
+    Timer,
+)
+from parallel.devices.huge_pages import HugePages
+from parallel.devices.native.library import load
+from parallel.devices.native.linear import NativeTable
 from parallel.devices.process import ResidentMemory, status_bytes
 
 _LAZY_BYTES = 1 << 20
@@ -40,14 +50,25 @@ class CpuDevice(Device):
     kind = "cpu"
     name = "cpu"
 
-    def __init__(self, threads: int | None = None):
+    def __init__(self, threads: int | None = None, native: bool = False):
+        """Raises `RunError` where `native` kernels are wanted and can't be built."""
+        if native:
+            load()
+        self.native = native
         self.torch_device = torch.device("cpu")
         self.threads = threads
+        self._weights = HugePages()
         self._resident = ResidentMemory()
 
     def activate(self) -> None:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+
+    def weight(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """In huge pages where it stays there: oneDNN's packed weights are copies."""
+        if self.native:
+            return self._weights.take(shape, dtype)
+        return self.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Large tensors are pages that the kernel zeroes when they are first touched: a cache costs
@@ -64,7 +85,10 @@ class CpuDevice(Device):
         return out.copy_(host)
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear | None:
-        return onednn.pack(weight, bias)
+        return NativeTable.pack(weight, bias) if self.native else onednn.pack(weight, bias)
+
+    def pack_table(self, weight: torch.Tensor) -> PackedTable | None:
+        return NativeTable.pack(weight) if self.native else None
 
     def timer(self) -> Timer:
         return HostTimer()

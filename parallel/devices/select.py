@@ -10,12 +10,15 @@ from parallel.devices.cuda import CudaDevice
 from parallel.errors import HardwareError
 
 
-def select_device(kind: str, local_rank: int, threads: int | None = None) -> Device:
+def select_device(
+    kind: str, local_rank: int, threads: int | None = None, native: bool = False
+) -> Device:
     """`kind` is 'auto' (CUDA where there is any), 'cpu' or 'cuda'; the GPU is the local rank's.
+    `native`: a CPU's products, norms and attention are those of `devices/native`.
 
     Raises `HardwareError` when this rank has no GPU of its own."""
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return CpuDevice(threads)
+        return CpuDevice(threads, native)
     if not torch.cuda.is_available():
         raise HardwareError(
             "device=cuda, but torch sees no GPU here; install a CUDA build of torch and check "

@@ -42,6 +42,7 @@ DEVICE_KEYS = (
     "row_factors",
     "cache_mib",
     "runtime_gib",
+    "native_kernels",
     "estimated",
     "overheads",
     *(key for key, _ in _NUMBERS.values()),
@@ -71,6 +72,7 @@ def read_device_type(fields: Fields, name: str | None = None) -> DeviceType:
         row_factors=_read_row_factors(fields) if "row_factors" in fields else (),
         cache_bytes=int(MIB * fields.number("cache_mib", 0.0, zero=True)),
         runtime_bytes=int(GIB * fields.number("runtime_gib", 0.0, zero=True)),
+        native_kernels=fields.flag("native_kernels"),
         estimated=fields.flag("estimated"),
         overheads=(
             read_overheads(fields.raw("overheads"), f"{fields.where}.overheads")
@@ -133,6 +135,8 @@ def device_document(device: DeviceType) -> dict[str, Any]:
         document["row_factors"] = dict(device.row_factors)
     document["cache_mib"] = device.cache_bytes / MIB
     document["runtime_gib"] = device.runtime_bytes / GIB
+    if device.native_kernels:
+        document["native_kernels"] = True
     if device.estimated:
         document["estimated"] = True
     if device.overheads is not None:

@@ -46,6 +46,8 @@ class DeviceType:
     dollars_per_hour: float | None = None
     threads: float = 1.0
     """Cores that compute for one rank (cpu); below 1 when ranks share a core."""
+    native_kernels: bool = False
+    """A CPU that the native kernels are written for, with a compiler at hand."""
     estimated: bool = False
     """True when the figures are rules of thumb, neither a datasheet nor a measurement."""
     overheads: Overheads | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from shutil import which
 
 from parallel.errors import HardwareError
 
@@ -36,6 +37,11 @@ def usable_cores(root: Path = Path("/"), affinity: int | None = None) -> int:
         if len(words) == 2 and all(word.isdigit() and int(word) > 0 for word in words):
             cores = min(cores, max(1, int(words[0]) // int(words[1])))
     return cores
+
+
+def cpp_compiler() -> str | None:
+    """`$CXX`, or the first compiler of C++ on PATH."""
+    return os.environ.get("CXX") or next(filter(which, ("g++", "c++", "clang++")), None)
 
 
 def cpu_flags(root: Path = Path("/")) -> frozenset[str]:

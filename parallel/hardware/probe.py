@@ -1,8 +1,8 @@
 """This machine as a cluster of one node: its GPUs, or its cores shared among the ranks.
 
 Nothing is measured here. A core's figures are estimates: effective rates seen on a server
-core of 2022 with avx512_bf16 (8.5 GB/s for one row times a bf16 matrix, 205 GFLOP/s bf16 and
-69 fp32 at 1024 rows; two threads together 1.4 and 1.8 times that).
+core of 2022 with avx512_bf16 (8.5 GB/s for one row times a bf16 matrix, 25 with native kernels,
+205 GFLOP/s bf16 and 69 fp32 at 1024 rows; two threads together 1.4 and 1.8 times that).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from parallel.errors import HardwareError
 from parallel.hardware.facts import Cluster, DeviceType, Link, Node
 from parallel.hardware.known import KnownDevice
-from parallel.hardware.limits import cpu_flags, memory_limit_bytes, usable_cores
+from parallel.hardware.limits import cpp_compiler, cpu_flags, memory_limit_bytes, usable_cores
 from parallel.hardware.nvml import Nvml, find_gpus
 from parallel.units import MIB
 
@@ -24,6 +24,10 @@ _MEMORY_EXPONENT = 0.5
 _COMPUTE_EXPONENT = 0.86
 _CORE_BANDWIDTH = 14e9
 _MEMORY_EFFICIENCY = 0.61
+_NATIVE_BANDWIDTH, _NATIVE_EFFICIENCY = 27e9, 0.92
+"""From huge pages."""
+_NATIVE_FLAGS = frozenset({"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
+"""What the kernels of devices/native are written for."""
 _COMPUTE_EFFICIENCY = 0.8
 _RUNTIME_BYTES = 320 * MIB
 """Resident before the model: 241 MiB, 277 where rank 0 also hosts; kernels add code and scratch."""
@@ -113,18 +117,21 @@ def _cpu(threads: float, memory_bytes: int, flags: frozenset[str]) -> DeviceType
     flops = next(rates for flag, rates in _CORE_FLOPS if not flag or flag in flags)
     whole = max(threads, 1.0)
     share = min(threads, 1.0)
+    native = flags >= _NATIVE_FLAGS and cpp_compiler() is not None
+    bandwidth = _NATIVE_BANDWIDTH if native else _CORE_BANDWIDTH
     return DeviceType(
         name="cpu",
         kind="cpu",
         memory_bytes=memory_bytes,
-        memory_bandwidth_bytes_per_second=_CORE_BANDWIDTH * share * whole**_MEMORY_EXPONENT,
+        memory_bandwidth_bytes_per_second=bandwidth * share * whole**_MEMORY_EXPONENT,
         flops_per_second={
             name: rate * share * whole**_COMPUTE_EXPONENT for name, rate in flops.items()
         },
-        memory_efficiency=_MEMORY_EFFICIENCY,
+        memory_efficiency=_NATIVE_EFFICIENCY if native else _MEMORY_EFFICIENCY,
         compute_efficiency=_COMPUTE_EFFICIENCY,
         launch_seconds=4e-6,
         runtime_bytes=_RUNTIME_BYTES,
         threads=threads,
+        native_kernels=native,
         estimated=True,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from parallel.errors import ConfigError, did_you_mean
+from parallel.hardware.device_type import DeviceType
 
 _COUNTS = ("step_tokens", "requests", "block_tokens", "context_tokens", "batches", "queue")
 _CHOICES = {
@@ -63,6 +64,17 @@ class EngineLimits:
     def most_sequences(self) -> int:
         """That a replica holds, running and waiting ones."""
         return min(self.requests, self.step_tokens) + self.most_waiting
+
+    def native(self, device: DeviceType) -> bool:
+        """Whether the native kernels of `device` run. Raises `ConfigError` where it has none and
+        they are asked for."""
+        if self.kernels == "native" and not device.native_kernels:
+            raise ConfigError(
+                f"engine.kernels=native: device type '{device.name}' doesn't have the native "
+                "kernels, which are for CPUs with avx512_bf16 and a C++ compiler (a cluster file "
+                "says native_kernels: true); say engine.kernels=auto"
+            )
+        return device.native_kernels and self.kernels != "portable"
 
     def context(self, model_tokens: int) -> int:
         return min(model_tokens, self.context_tokens or model_tokens)

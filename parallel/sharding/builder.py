@@ -10,7 +10,7 @@ from parallel.kernels.attention import AttentionBackend
 from parallel.kernels.attention_choice import choose_attention
 from parallel.kernels.attention_form import Wanted
 from parallel.kernels.elementwise import FeedForwardActivation, Normalization
-from parallel.kernels.linear import Linear
+from parallel.kernels.linear import Linear, Table
 from parallel.kernels.rotary import RotaryEmbedding
 from parallel.layout.heads import RankHeads
 from parallel.sharding.layers import ColumnLinear, RowLinear, VocabularyEmbedding, VocabularyHead
@@ -37,7 +37,7 @@ class LayerBuilder:
         self.layout = weights.layout
         self.spec: ModelSpec = weights.layout.spec
         self.stage = weights.stage
-        self._table: torch.Tensor | None = None
+        self._table: Table | None = None
         self._linears: list[Linear] = []
 
     def token_embedding(self) -> VocabularyEmbedding | None:
@@ -55,8 +55,11 @@ class LayerBuilder:
         if not self.stage.head:
             return None
         if self.spec.tied_head:
-            # The table is looked up as well: it stays as it is.
-            linear = Linear(self._embedding_table(), None)
+            # What isn't looked up here is a weight like others.
+            if self.stage.embedding:
+                linear = self._packable(self._embedding_table())
+            else:
+                linear = self._linear(self._held(Role.TOKEN_EMBEDDING), None)
         else:
             linear = self._linear(self._held(Role.HEAD), None)
         pieces = self.layout.vocabulary(self.weights.coordinates.pp)
@@ -115,7 +118,9 @@ class LayerBuilder:
                 self.weights.replace(weight, packed)
 
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        linear = Linear(weight, bias)
+        return self._packable(Linear(weight, bias))
+
+    def _packable(self, linear: Linear) -> Linear:
         self._linears.append(linear)
         return linear
 
@@ -123,9 +128,9 @@ class LayerBuilder:
     def _device(self) -> torch.device:
         return self.weights.device.torch_device
 
-    def _embedding_table(self) -> torch.Tensor:
+    def _embedding_table(self) -> Table:
         if self._table is None:
-            self._table = self._held(Role.TOKEN_EMBEDDING)
+            self._table = Table(self._held(Role.TOKEN_EMBEDDING))
         return self._table
 
     def _held(self, roles: Role | list[Role], layer: int | None = None) -> torch.Tensor:

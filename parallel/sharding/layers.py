@@ -7,10 +7,9 @@ Column-parallel layers split their outputs, row-parallel ones their inputs and s
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from parallel.collectives.communicator import Communicator
-from parallel.kernels.linear import Linear
+from parallel.kernels.linear import Linear, Table
 from parallel.layout.split import Piece
 
 
@@ -37,15 +36,15 @@ class RowLinear:
 class VocabularyEmbedding:
     """Token ids [T] → [T, h]; each rank looks up its own rows, the sum has them all."""
 
-    def __init__(self, weight: torch.Tensor, rows: Piece, axis: Communicator):
-        self.weight, self.rows, self.axis = weight, rows, axis
+    def __init__(self, table: Table, rows: Piece, axis: Communicator):
+        self.table, self.rows, self.axis = table, rows, axis
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         if self.axis.size == 1:
-            return F.embedding(ids, self.weight)
+            return self.table.rows(ids)
         local = ids - self.rows.begin
         mine = (local >= 0) & (local < self.rows.size)
-        found = F.embedding(local.clamp(0, self.rows.size - 1), self.weight)
+        found = self.table.rows(local.clamp(0, self.rows.size - 1))
         return self.axis.all_reduce(found * mine.unsqueeze(1), "embedding")
 
 

@@ -45,7 +45,7 @@ class Weights:
         if not shards:
             return None
         rows = sum(s.shape[0] for s in shards)
-        tensor = self.device.empty((rows, *shards[0].shape[1:]), self.dtype)
+        tensor = self.device.weight((rows, *shards[0].shape[1:]), self.dtype)
         self.tensors.append(tensor)
         row = 0
         for s in shards:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,7 +17,7 @@ import torch
 
 from parallel.devices.building import build_once, library_file
 from parallel.errors import RunError
-from parallel.hardware.limits import cpu_flags
+from parallel.hardware.limits import cpp_compiler, cpu_flags
 
 _NAME = "tessera_native"
 _WHAT = "the native kernels"
@@ -57,7 +56,7 @@ def load() -> None:
 
 
 def _compile(work: Path) -> None:
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
+    compiler = cpp_compiler()
     if compiler is None:
         raise RuntimeError("no C++ compiler on PATH (g++, c++, clang++)")
     top = Path(torch.__file__).parent
