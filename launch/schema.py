@@ -33,6 +33,22 @@ class DeviceKind(Enum):
     cuda = "cuda"
 
 
+class JobKind(Enum):
+    serve = "serve"
+    generate = "generate"
+    measure = "measure"
+
+
+class SubmitBackend(Enum):
+    slurm = "slurm"
+    kubernetes = "kubernetes"
+
+
+class SubmitMode(Enum):
+    now = "now"
+    dry = "dry"
+
+
 class BaselineChoice(Enum):
     auto = "auto"
     none = "none"
@@ -143,6 +159,49 @@ class MeasureCommand(RunKeys):
     repeats: int = 3
     baseline: BaselineChoice = BaselineChoice.auto
     output: str | None = None
+    page: str | None = None
+    picture: str | None = None
+
+
+@dataclass
+class SlurmKeys:
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    minutes: int | None = None
+    requeue: bool = False
+    options: list[str] = field(default_factory=list)
+
+
+@dataclass
+class KubernetesKeys:
+    image: str = "tessera:latest"
+    namespace: str = "default"
+    working_dir: str = "/opt/tessera"
+    model_claim: str | None = None
+    model_path: str = "/models"
+    gpu_resource: str = "nvidia.com/gpu"
+    start_minutes: int = 30
+
+
+@dataclass
+class SubmitCommand(ServeCommand):
+    """The keys of serve hold for what it starts; those of the other jobs may be given too."""
+
+    job: JobKind = JobKind.serve
+    backend: SubmitBackend = SubmitBackend.slurm
+    submit: SubmitMode = SubmitMode.now
+    follow: bool = True
+    folder: str = "outputs/jobs"
+    nodes: int | None = None
+    cores: int | None = None
+    restarts: int = 0
+    slurm: SlurmKeys = field(default_factory=SlurmKeys)
+    kubernetes: KubernetesKeys = field(default_factory=KubernetesKeys)
+    input: str | None = None
+    output: str | None = None
+    repeats: int = 3
+    baseline: BaselineChoice = BaselineChoice.auto
     page: str | None = None
     picture: str | None = None
 

@@ -19,14 +19,15 @@ def on_termination(act: Callable[[signal.Signals], None]) -> None:
     watched = (signal.SIGTERM, signal.SIGINT)
     for number in watched:
         signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
 
     def wait() -> None:
-        with ours, theirs:
-            while True:
-                number = ours.recv(1)[0]
-                if number in watched:
-                    act(signal.Signals(number))
-                    return
+        # Both ends stay open: torchrun and a scheduler send the same signal, one after the other.
+        acted = False
+        while True:
+            number = ours.recv(1)[0]
+            if number in watched and not acted:
+                acted = True
+                act(signal.Signals(number))
 
     Thread(target=wait, daemon=True, name="signals").start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -15,6 +17,7 @@ from launch.schema import RunKeys
 from launch.serve_host import ServeHost
 from parallel.layout.degrees import Degrees
 from tests.checkpoints import make_checkpoint
+from tests.commands import ROOT
 from tests.engine_case import plan_for
 
 Signalled = Callable[[signal.Signals], None]
@@ -52,6 +55,25 @@ def test_a_signal_ends_a_rank_that_no_lifeline_could_end(
         RunKeys(), tmp_path, plan, launch_rank.Host, work=lambda job, host: None
     )
     assert (code, ended) == (0, ["", "closed"])
+
+
+TWICE = """
+import os, signal, threading
+from launch.signals import on_termination
+acted = threading.Event()
+on_termination(lambda number: (print(number.name, flush=True), acted.set()))
+os.kill(os.getpid(), signal.SIGTERM)
+assert acted.wait(10)
+os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_signal_that_comes_again_is_heard_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM\n", "")
 
 
 def test_a_server_that_loads_has_nothing_to_finish(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""The command that a job's nodes run: torchrun with a static rendezvous, and a launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.entry import known_keys
+from launch.job_resources import Resources
+from launch.schema import GenerateCommand, JobKind, MeasureCommand, ServeCommand
+from parallel.planner.plan import Plan
+
+SCHEMAS: dict[JobKind, type] = {
+    JobKind.serve: ServeCommand,
+    JobKind.generate: GenerateCommand,
+    JobKind.measure: MeasureCommand,
+}
+_DEGREES = ("tp", "pp", "dp")
+_SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """`launcher` with `arguments` on each node, `ranks` there."""
+
+    launcher: str
+    arguments: tuple[str, ...]
+    nodes: int
+    ranks: int
+    restarts: int
+
+    def words(self, python: str, node_rank: str, address: str, port: str) -> list[str]:
+        """The command; `node_rank`, `address` and `port` may be a shell's variables."""
+        return [
+            *(python, "-m", "launch.on_node"),
+            *("--nnodes", str(self.nodes), "--nproc-per-node", str(self.ranks)),
+            *("--node-rank", node_rank, "--master-addr", address, "--master-port", port),
+            *("--max-restarts", str(self.restarts), "--signals-to-handle", _SIGNALS),
+            *(f"launch/{self.launcher}.py", *self.arguments),
+        ]
+
+
+def job_command(
+    job: JobKind, overrides: Sequence[str], plan: Plan, needed: Resources, restarts: int
+) -> JobCommand:
+    """Overrides that the job's launcher knows, with the plan's degrees; a server listens on all
+    of its node's addresses unless told otherwise."""
+    keys = known_keys(SCHEMAS[job])
+    kept = [o.lstrip("+") for o in overrides]
+    kept = [o for o in kept if o.partition("=")[0] in keys and o.partition("=")[0] not in _DEGREES]
+    degrees = plan.layout.degrees
+    chosen = str(degrees).split() if degrees.stage_tp is None else [f"dp={degrees.dp}"]
+    if job is JobKind.serve and not any(o.startswith("host=") for o in kept):
+        kept.append("host=0.0.0.0")
+    return JobCommand(job.value, (*kept, *chosen), needed.nodes, needed.ranks, restarts)

@@ -1,0 +1,34 @@
+"""A job's task on one node: torchrun, and an end without a traceback when a signal ends the job.
+
+    python -m launch.on_node --nnodes 2 --node-rank 0 --master-addr HEAD … launch/serve.py tp=2
+
+Arguments are torchrun's.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
+
+
+def main(arguments: list[str]) -> int:
+    """0 when all ended well or a signal ended them, 2 if a rank found a user's error, else 1."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return EXIT_USER if EXIT_USER in codes else EXIT_FAILED
+    except SignalException:
+        return EXIT_DONE
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,101 @@
+"""`python launch/submit.py job=serve tp=4 pp=2`: the same keys as a job of a cluster.
+
+Plans first, asks the scheduler for what the plan needs and no more; what can't fit is refused
+before it waits in a queue.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hydra.core.hydra_config import HydraConfig
+
+from launch import kubernetes, slurm
+from launch.entry import EXIT_DONE, EXIT_FAILED, run_command
+from launch.job_command import SCHEMAS, JobCommand, job_command
+from launch.job_resources import Resources, resources
+from launch.planning import decide, model_spec
+from launch.running import check_formats, check_run_keys, show_plan
+from launch.schema import JobKind, SubmitBackend, SubmitCommand, SubmitMode
+from parallel.errors import ConfigError
+from parallel.planner.plan import Plan
+
+_READY = "ready http://"
+
+
+def main(settings: SubmitCommand) -> int:
+    _check(settings)
+    check_run_keys(settings)
+    plan = decide(settings, model_spec(settings), None)
+    check_formats(plan)
+    needed = resources(plan, settings.nodes, settings.cores)
+    overrides = list(HydraConfig.get().overrides.task)
+    command = job_command(settings.job, overrides, plan, needed, settings.restarts)
+    if settings.backend is SubmitBackend.kubernetes:
+        print(kubernetes.manifests(_deployed(settings, plan, command, needed)), end="")
+        return EXIT_DONE
+    return _slurm(settings, plan, command, needed)
+
+
+def _check(settings: SubmitCommand) -> None:
+    given = {"input": settings.input, "output": settings.output}
+    for key in ("input", "output"):
+        if settings.job is JobKind.generate and given[key] is None:
+            raise ConfigError(f"{key} is not given; job=generate needs it: say {key}=…")
+    for key, value in (("restarts", settings.restarts), ("slurm.minutes", settings.slurm.minutes)):
+        if value is not None and value < 0:
+            raise ConfigError(f"{key}={value} is negative; give 0 or more")
+    if settings.job not in SCHEMAS:
+        raise ConfigError(f"job={settings.job} is unknown")
+
+
+def _slurm(settings: SubmitCommand, plan: Plan, command: JobCommand, needed: Resources) -> int:
+    job = slurm.SlurmJob(
+        settings.job.value,
+        command,
+        needed,
+        settings.slurm,
+        Path(settings.folder).resolve(),
+        settings.drain_seconds if settings.job is JobKind.serve else 0.0,
+    )
+    if settings.submit is SubmitMode.dry:
+        print(job.script(), end="")
+        return EXIT_DONE
+    show_plan(plan)
+    number = slurm.submit(job)
+    log = Path(job.log.replace("%j", number))
+    print(f"submitted job {number}, log {log}", flush=True)
+    if not settings.follow:
+        return EXIT_DONE
+    serves = settings.job is JobKind.serve
+    ended = slurm.follow(number, log, _show, _READY if serves else None)
+    good = ended == "RUNNING" if serves else ended == "COMPLETED"
+    if not good:
+        print(f"error: job {number} is {ended}; its log is {log}", file=sys.stderr, flush=True)
+    return EXIT_DONE if good else EXIT_FAILED
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+
+
+def _deployed(
+    settings: SubmitCommand, plan: Plan, command: JobCommand, needed: Resources
+) -> kubernetes.Deployed:
+    return kubernetes.Deployed(
+        job=settings.job,
+        model=plan.layout.spec.name,
+        command=command,
+        needed=needed,
+        keys=settings.kubernetes,
+        port=settings.port,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
+if __name__ == "__main__":
+    run_command("submit", SubmitCommand, main)

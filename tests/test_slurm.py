@@ -1,0 +1,152 @@
+"""Jobs on a real Slurm: two nodes of it on this machine, one rank on each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.commands import ROOT, environment
+from tests.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_programs()), reason=f"Slurm isn't installed: no {', '.join(missing_programs())}"
+)
+SMALL = ("engine.requests=2", "engine.step_tokens=64", "memory_gib=1", "collectives=gloo")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmCluster]:
+    with slurm_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("qwen3", tmp_path_factory.mktemp("models"))
+
+
+def submit(slurm: SlurmCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folder = f"folder={slurm.folder / 'jobs'}"
+    values = dict(slurm.environment)
+    values["PATH"] = f"{Path(sys.executable).parent}:{values['PATH']}"
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch/submit.py"), folder, *SMALL, *arguments],
+        env=environment(**values),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def job_of(done: subprocess.CompletedProcess[str]) -> str:
+    found = re.search(r"submitted job (\d+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    return found.group(1)
+
+
+def log_of(slurm: SlurmCluster, job: str) -> str:
+    (file,) = (slurm.folder / "jobs").glob(f"*-{job}.log")
+    return file.read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def rank_process(job: str, rank: int) -> int:
+    """The process of a job's rank."""
+    wanted = {f"SLURM_JOB_ID={job}", f"RANK={rank}"}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            held = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if wanted <= set(held) and any(w.endswith("launch/serve.py") for w in words):
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank} of job {job}")
+
+
+def test_slurm_serves_the_default_model_over_two_nodes_and_drains(slurm: SlurmCluster) -> None:
+    port = free_port()
+    done = submit(slurm, "tp=2", "nodes=2", f"port={port}", "host=127.0.0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ready http://127.0.0.1:{port}" in done.stdout
+    job = job_of(done)
+    nodes = slurm.call("squeue", "--noheader", "--format=%N %D", "--jobs", job).split()
+    assert nodes == ["n[1-2]", "2"]
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    answer = client.chat.completions.create(
+        model="SmolLM2-135M-Instruct",
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        max_tokens=8,
+        temperature=0,
+    )
+    assert "Paris" in str(answer.choices[0].message.content)
+    slurm.call("scancel", job)
+    assert slurm.wait(job, "CANCELLED", "COMPLETED", "FAILED") == "CANCELLED"
+    _gone(port)
+    assert "Traceback" not in log_of(slurm, job)
+
+
+def _gone(port: int) -> None:
+    end = time.monotonic() + 60
+    while True:
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        assert time.monotonic() < end, "the server still listens"
+        time.sleep(0.2)
+
+
+def test_slurm_runs_a_pipeline_over_two_nodes(slurm: SlurmCluster, model: Path) -> None:
+    prompts, out = slurm.folder / "prompts.jsonl", slurm.folder / "out.jsonl"
+    prompts.write_text('{"prompt_token_ids": [5, 6, 7], "max_tokens": 6}\n')
+    job_keys = ("job=generate", f"input={prompts}", f"output={out}", f"model={model}")
+    done = submit(slurm, *job_keys, "pp=2", "nodes=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert slurm.state(job_of(done)) == "COMPLETED"
+    (line,) = out.read_text().splitlines()
+    assert len(json.loads(line)["token_ids"]) == 6
+
+
+def test_slurm_names_the_rank_that_was_killed(slurm: SlurmCluster) -> None:
+    done = submit(slurm, "tp=2", "nodes=2", f"port={free_port()}", "host=127.0.0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = job_of(done)
+    os.kill(rank_process(job, 1), signal.SIGKILL)
+    assert slurm.wait(job, "FAILED", "COMPLETED", "CANCELLED") == "FAILED"
+    assert re.search(r"rank 1\b", log_of(slurm, job))
+
+
+def test_slurm_gets_no_job_that_cannot_fit(slurm: SlurmCluster) -> None:
+    before = slurm.call("squeue", "--noheader", "--states=all").splitlines()
+    done = submit(slurm, "tp=2", "nodes=2", "memory_gib=0.01")
+    assert done.returncode == 2 and "memory_gib" in done.stderr
+    assert slurm.call("squeue", "--noheader", "--states=all").splitlines() == before
+    uneven = submit(slurm, "tp=3", "nodes=2")
+    assert uneven.returncode == 2 and "spread evenly over 2 nodes" in uneven.stderr
+
+
+def test_slurm_refusals_are_told(slurm: SlurmCluster) -> None:
+    done = submit(slurm, "tp=2", "nodes=2", "slurm.partition=elsewhere")
+    assert done.returncode == 1
+    assert "Slurm refused the job" in done.stderr and "partition" in done.stderr

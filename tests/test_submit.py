@@ -1,0 +1,119 @@
+"""The submit command without a scheduler: scripts, manifests, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from launch.job_command import job_command
+from launch.job_resources import Resources, resources
+from launch.schema import JobKind
+from parallel.errors import ConfigError
+from parallel.planner.search import Wanted
+from tests.commands import run
+from tests.specs import toy_planner
+
+
+def test_resources_are_what_the_plan_needs() -> None:
+    plan = toy_planner(devices=4).search(Wanted(2, 2, 1)).best()
+    needed = resources(plan, nodes=2)
+    most = max(rank.total for rank in plan.memory)
+    assert (needed.nodes, needed.ranks) == (2, 2)
+    assert 2 * most <= needed.memory_bytes <= 2.3 * most or needed.gpus == 2
+    with pytest.raises(ConfigError, match="spread evenly over 3 nodes"):
+        resources(plan, nodes=3)
+
+
+def test_a_job_gets_the_keys_its_launcher_knows_and_the_plans_degrees() -> None:
+    plan = toy_planner(devices=4).search(Wanted(2, 2, 1)).best()
+    given = ["+tp=2", "port=9", "slurm.minutes=5", "job=serve", "engine.requests=3"]
+    needed = Resources(2, 2, 0, 2, 1 << 30)
+    command = job_command(JobKind.serve, given, plan, needed, restarts=1)
+    assert set(command.arguments) == {
+        *("port=9", "engine.requests=3", "host=0.0.0.0", "tp=2", "pp=2", "dp=1")
+    }
+    words = command.words("python", "0", "head", "29500")
+    assert words[words.index("--nnodes") + 1] == "2"
+    assert words[words.index("--max-restarts") + 1] == "1"
+    assert "launch/serve.py" in words
+    generate = job_command(JobKind.generate, given, plan, needed, restarts=0)
+    assert not any(a.startswith(("port", "host")) for a in generate.arguments)
+
+
+def test_a_dry_run_prints_the_batch_script(tmp_path: Path) -> None:
+    keys = ("slurm.minutes=30", "slurm.partition=gpu", "slurm.options=[--exclusive]")
+    done = run("submit", "submit=dry", "tp=2", "nodes=2", f"folder={tmp_path}", *keys)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    for option in (
+        "nodes=2",
+        "ntasks-per-node=1",
+        "time=30",
+        "partition=gpu",
+        "signal=TERM@50",
+        "exclusive",
+    ):
+        assert f"#SBATCH --{option}" in lines
+    assert "--node-rank $SLURM_NODEID" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def rendered(*arguments: str) -> list[dict[str, Any]]:
+    done = run("submit", "backend=kubernetes", *arguments)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_one_node_is_a_deployment() -> None:
+    deployment, service = rendered("tp=2", "drain_seconds=40", "kubernetes.model_claim=models")
+    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 40
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    (container,) = pod["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health"
+    assert {m["mountPath"] for m in container["volumeMounts"]} == {"/dev/shm", "/models"}
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+
+
+def test_several_nodes_are_a_leader_worker_set() -> None:
+    group, service = rendered("tp=2", "pp=2", "nodes=2")
+    assert (group["kind"], service["kind"]) == ("LeaderWorkerSet", "Service")
+    template = group["spec"]["leaderWorkerTemplate"]
+    assert template["size"] == 2
+    leader = template["leaderTemplate"]["spec"]["containers"][0]
+    worker = template["workerTemplate"]["spec"]["containers"][0]
+    assert "readinessProbe" in leader and "readinessProbe" not in worker
+    assert '--node-rank "$LWS_WORKER_INDEX"' in worker["command"][-1]
+    assert service["spec"]["selector"]["role"] == "leader"
+
+
+def test_what_ends_is_a_job_set() -> None:
+    (jobs,) = rendered("job=measure", "tp=2", "nodes=2", "restarts=1")
+    assert jobs["kind"] == "JobSet"
+    job = jobs["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (2, 2, "Indexed")
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert jobs["spec"]["failurePolicy"]["maxRestarts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("job=generate", "tp=1"), "input is not given"),
+        (("job=bake",), "job"),
+        (("tp=4", "nodes=3"), "spread evenly over 3 nodes"),
+        (("restarts=-1", "tp=1"), "restarts=-1 is negative"),
+        (("slurm.partitoin=x",), "did you mean 'slurm.partition'"),
+    ],
+)
+def test_refusals(arguments: tuple[str, ...], words: str) -> None:
+    done = run("submit", *arguments, "submit=dry")
+    assert done.returncode == 2
+    assert words in done.stderr
