@@ -67,12 +67,14 @@ def check_run_keys(settings: RunKeys) -> None:
 
 
 def check_formats(plan: Plan) -> None:
-    """Several formats at once can be planned; the layers run in one."""
+    """Several formats at once can be planned; the layers run in one, with a cache in the same or in
+    eight bits."""
     f = plan.formats
-    if not f.weights == f.compute == f.kv_cache:
+    if f.weights != f.compute or (f.kv_cache != f.compute and f.kv_cache.bytes > 1):
         raise ConfigError(
             f"weights in {f.weights.name}, arithmetic in {f.compute.name} and cache in "
-            f"{f.kv_cache.name} can be planned but not run: give precision.weights alone"
+            f"{f.kv_cache.name} can be planned but not run: give precision.weights alone, or with "
+            "precision.kv_cache=int8 or fp8"
         )
 
 

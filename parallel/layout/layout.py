@@ -184,12 +184,18 @@ class Layout:
 
     def kv_elements_per_token(self, rank: int) -> int:
         """Elements of K and V that one token takes in the rank's cache."""
+        return sum(count * dim for count, dim in self._kv_vectors(rank))
+
+    def kv_vectors_per_token(self, rank: int) -> int:
+        """Of head dim elements each, keys and values."""
+        return sum(count for count, _ in self._kv_vectors(rank))
+
+    def _kv_vectors(self, rank: int) -> Iterator[tuple[int, int]]:
+        """Of each layer: how many, and their elements."""
         at = self.degrees.coordinates(rank)
-        total = 0
         for i in self.stages[at.pp].layers:
             attention = self.spec.blocks[i].attention
-            total += 2 * len(self.rank_heads(attention, at).kv) * attention.head_dim
-        return total
+            yield 2 * len(self.rank_heads(attention, at).kv), attention.head_dim
 
 
 def check_degrees(spec: ModelSpec, degrees: Degrees) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parallel.architecture.spec import ModelSpec
-from parallel.precision import FP8, Precision, precision
+from parallel.precision import FP8, Precision, cache_precision, precision
 
 
 @dataclass(frozen=True)
@@ -30,4 +30,4 @@ def choose_formats(
     and the cache follows the arithmetic, unless said otherwise."""
     held = spec.stored_precision if weights in ("stored", "auto") else precision(weights)
     used = held if compute is None else precision(compute)
-    return Formats(held, used, used if cache is None else precision(cache))
+    return Formats(held, used, used if cache is None else cache_precision(cache))

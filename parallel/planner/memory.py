@@ -54,7 +54,9 @@ def weight_bytes(layout: Layout, rank: int, formats: Formats) -> int:
 
 
 def kv_bytes_per_token(layout: Layout, rank: int, formats: Formats) -> int:
-    return layout.kv_elements_per_token(rank) * formats.kv_cache.bytes
+    """Keys and values, and in eight bits the scale of each vector."""
+    scales = layout.kv_vectors_per_token(rank) * formats.kv_cache.scale_bytes
+    return layout.kv_elements_per_token(rank) * formats.kv_cache.bytes + scales
 
 
 def communication_bytes(layout: Layout, rank: int, cluster: Cluster) -> int:

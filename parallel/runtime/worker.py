@@ -66,7 +66,7 @@ class Worker:
         )
         self.model = Transformer(self._builder)
         self.cache = KVCache.allocate(
-            layout, rank, plan.blocks, limits.block_tokens, cache_dtype, device
+            layout, rank, plan.blocks, limits.block_tokens, cache_dtype, device, self.compute
         )
         self.mover = BlockMover(self.cache, plan.swap_blocks, device)
         sizes = Sizes(
