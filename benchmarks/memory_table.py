@@ -21,7 +21,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.random_llama import ensure_random_llama
-from benchmarks.systems import ROOT
+from benchmarks.load.systems import ROOT
 from parallel.conversion.default_model import ensure_default_model
 from parallel.conversion.progress import say
 from parallel.report.render import make_console, make_table, write_line, write_table
