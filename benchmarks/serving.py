@@ -92,11 +92,12 @@ def _compare(
 def _python(system: System, folder: Path) -> Path:
     if system.name == OURS:
         return Path(sys.executable)
-    if not is_installed(folder, system.name):
+    name = system.environment
+    if not is_installed(folder, name):
         raise SystemFailed(
-            f"isn't in {folder}: python benchmarks/peers/install.py --systems {system.name}"
+            f"isn't in {folder}: python benchmarks/peers/install.py --systems {name}"
         )
-    return python_of(folder, system.name)
+    return python_of(folder, name)
 
 
 def _arguments() -> argparse.Namespace:

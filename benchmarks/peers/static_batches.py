@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.load.jobs import Answer, Job, Load, Served
+from benchmarks.peers.drivers import answer_loads
 
 _WARM_UP_TOKENS = 4
 Generate = Callable[[Sequence[Job]], list[list[float]]]
@@ -31,27 +31,16 @@ class TokenTimes(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
-def driver_arguments(description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", required=True, type=Path, help="a checkpoint directory")
-    parser.add_argument("--loads", required=True, type=Path, help="a folder of load files")
-    parser.add_argument("--results", required=True, type=Path, help="a folder for the answers")
-    parser.add_argument("--threads", required=True, type=int, help="of each rank")
-    parser.add_argument("--seconds", required=True, type=float, help="no batch begins after them")
-    return parser.parse_args()
-
-
-def answer_loads(model: Any, arguments: argparse.Namespace) -> None:
-    """Every load in the order of the files' names. Ranks stay in step: the first one says whether
-    another batch begins."""
+def answer(model: Any, arguments: argparse.Namespace) -> None:
+    """All loads. Ranks stay in step: the first one says whether another batch begins."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    for path in sorted(arguments.loads.glob("*.json")):
-        load = Load.read(path)
-        generate_batch(model, load.jobs[: load.clients], _WARM_UP_TOKENS)
-        served = serve(load, lambda jobs: generate_batch(model, jobs), arguments.seconds)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            served.write(arguments.results / path.name)
+    answer_loads(
+        arguments,
+        lambda load: generate_batch(model, load.jobs[: load.clients], _WARM_UP_TOKENS),
+        lambda load: serve(load, lambda jobs: generate_batch(model, jobs), arguments.seconds),
+        first_rank=not dist.is_initialized() or dist.get_rank() == 0,
+    )
 
 
 def serve(load: Load, generate: Generate, seconds: float) -> Served:
