@@ -31,11 +31,12 @@ from tests.engine_case import CLUSTERS
 def plan_of(
     model: str,
     degrees: Degrees,
-    limits: dict[str, int],
+    limits: dict[str, Any],
     shared_memory: bool = False,
     weights: str = "stored",
     heads: str = "auto",
     stages: list[int] | None = None,
+    cache: str | None = None,
 ) -> Plan:
     """On this machine; without `shared_memory` its ranks speak over gloo."""
     spec = load_spec(Path(model), weights=True)
@@ -43,16 +44,20 @@ def plan_of(
     return make_plan(
         Layout.make(spec, degrees, stages, heads),
         cluster if shared_memory else without_shared_memory(cluster),
-        choose_formats(spec, weights),
+        choose_formats(spec, weights, cache=cache),
         EngineLimits(**limits),
         Workload(16, 16, 1),
         Budget(8.0),
     )
 
 
+def device_of(plan: Plan) -> CpuDevice:
+    return CpuDevice(1, plan.limits.native(plan.cluster.device(0).type))
+
+
 def ready_worker(job: RankJob, plan: Plan) -> Worker:
     """Weights of one value: no file is read."""
-    worker = Worker(plan, job.rank, job.mesh, job.device, job.ledger)
+    worker = Worker(plan, job.rank, job.mesh, device_of(plan), job.ledger)
     for tensor in worker.weights.tensors:
         tensor.fill_(0.01)
     return worker
@@ -75,7 +80,7 @@ def peaks(
         for case in cases:
             plan = plan_of(degrees=mesh, shared_memory=shared, **case)
             worker = ready_worker(job, plan)
-            peak = measure_peak(worker, device)
+            peak = measure_peak(worker, worker.device)
             memory = plan.memory[rank]
             stage = stage_shape(plan.layout, rank, plan.formats, plan.limits, plan.cluster)
             late = activation_bytes(stage, plan.limits, plan.context_tokens, plan.batches)
@@ -96,11 +101,13 @@ def peaks(
     return found
 
 
-def any_steps(model: str, weights: str, steps: int, seed: int) -> list[tuple[int, int]]:
+def any_steps(
+    model: str, weights: str, steps: int, seed: int, kernels: str
+) -> list[tuple[int, int]]:
     """(predicted, measured) bytes of random steps through the whole model on one rank."""
-    limits = {"step_tokens": 40, "requests": 6, "context_tokens": 120}
+    limits = {"step_tokens": 40, "requests": 6, "context_tokens": 120, "kernels": kernels}
     plan = plan_of(model, Degrees(), limits, weights=weights)
-    job = RankJob(plan, 0, CpuDevice(1), MeshOptions())
+    job = RankJob(plan, 0, device_of(plan), MeshOptions())
     random, found = Random(seed), []
     try:
         worker = ready_worker(job, plan)

@@ -55,18 +55,26 @@ def test_peak_of_every_family(
     cases: list[dict[str, Any]] = [
         {
             "model": str(make_checkpoint(name, folder)),
-            "limits": {"step_tokens": 48, "requests": 6, "context_tokens": 200},
+            "limits": {
+                "step_tokens": 48,
+                "requests": 6,
+                "context_tokens": 200,
+                "kernels": kernels,
+            },
             "weights": "fp32" if tp == pp else "bf16",
         }
-        for name in CONFIGS
+        for name, kernels in product(CONFIGS, ("auto", "portable"))
     ]
     found = pool.run("tests.activation_cases:peaks", tp * pp, degrees=[tp, pp], cases=cases)
-    assert len(list(check(found))) == len(CONFIGS) * tp * pp
+    assert len(list(check(found))) == len(cases) * tp * pp
 
 
+@pytest.mark.parametrize("kernels", ["auto", "portable"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_peak_of_any_step(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_peak_of_any_step(
+    name: str, kernels: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Through all layers, whatever the chunks."""
     model = make_checkpoint(name, tmp_path_factory.getbasetemp())
-    for predicted, measured in any_steps(str(model), "bf16", 6, seed=len(name)):
+    for predicted, measured in any_steps(str(model), "bf16", 6, len(name), kernels):
         assert measured <= predicted <= 1.02 * measured

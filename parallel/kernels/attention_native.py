@@ -1,5 +1,5 @@
-"""Attention on CPU by the native kernel: it reads the cache in place, with no mask, no gathered copy
-and no padding, and a token's result is the same to the bit whatever else is in the step."""
+"""Attention on CPU by the native kernel: it reads the cache in place, with no mask, no gathered
+copy and no padding. A token comes out the same to the bit whatever else is in the step."""
 
 from __future__ import annotations
 

@@ -21,6 +21,9 @@ from parallel.planner.memory import shares_memory
 from parallel.planner.tape import BlockShape, StepShape, Tape
 from parallel.planner.tape_layers import HeadShape, embed, logits, run_block
 
+_NATIVE = ("bf16", "fp32")
+"""What norms, activations, rotary positions and attention have native kernels for."""
+
 
 def kept_sends(batches: int) -> int:
     """Sends whose tensors a rank keeps until they have left (collectives/transport.py)."""
@@ -34,8 +37,8 @@ class StageShape:
     `late`: what gloo has summed or gathered lives until its thread lets it go, which may be after
     its last use.
     Of earlier steps `sent` hidden states are kept at most. `on_host`: the host's memory is the
-    device's. `native` and `native_attention`: as a `Tape` has them. Stages whose facts are equal
-    have equal peaks."""
+    device's. `native`, `native_attention` and `scaled_cache`: as a `Tape` has them. Stages whose
+    facts are equal have equal peaks."""
 
     hidden: int
     width: int
@@ -50,6 +53,7 @@ class StageShape:
     page: int
     native: bool = False
     native_attention: bool = False
+    scaled_cache: bool = False
 
 
 def stage_shape(
@@ -77,6 +81,7 @@ def stage_shape(
             samples=at.tp == 0,
             rms=spec.final_norm.kind == "rms",
         )
+    native = limits.native(cluster.device(rank).type) and formats.weights.name in _NATIVE
     return StageShape(
         hidden=spec.hidden,
         width=formats.compute.bytes,
@@ -89,6 +94,11 @@ def stage_shape(
         sent=kept_sends(limits.batches or degrees.pp) if degrees.receivers(rank) else 0,
         head=head,
         page=limits.block_tokens,
+        scaled_cache=formats.kv_cache.scale_bytes > 0,
+        native=native,
+        native_attention=native
+        and limits.attention in ("auto", "native")
+        and formats.kv_cache == formats.compute,
     )
 
 
@@ -120,9 +130,15 @@ def in_time(stage: StageShape) -> StageShape:
 @lru_cache(maxsize=4096)
 def step_bytes(stage: StageShape, step: StepShape) -> int:
     """The peak of live tensors in one step: nothing that was there before it."""
-    tape = Tape(stage.width, not stage.on_host, stage.native, stage.native_attention)
+    tape = Tape(
+        stage.width,
+        not stage.on_host,
+        stage.native,
+        stage.native_attention,
+        stage.scaled_cache,
+    )
     size = step.tokens * stage.hidden * stage.width
-    tape.take(size if stage.late else 0)
+    late = tape.take(size if stage.late else 0)
     if stage.embeds:
         embed(tape, step.tokens, stage.hidden, stage.splits, stage.positions)
     else:
@@ -133,7 +149,7 @@ def step_bytes(stage: StageShape, step: StepShape) -> int:
         branch = run_block(tape, stage.hidden, block, step, stage.page, branch)
     tape.give(branch)
     if stage.head is not None and step.rows:
-        logits(tape, stage.hidden, stage.head, step.rows)
+        logits(tape, stage.hidden, stage.head, step.rows, late)
     return tape.peak_bytes
 
 

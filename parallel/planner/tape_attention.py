@@ -1,7 +1,7 @@
 """Live tensors of attention: rotary positions, masks, gathered cache, the kernel's own.
 
-T tokens of the step. Follows kernels/rotary.py and kernels/attention.py operator by operator; the native kernels
-(kernels/attention_native.py, elementwise_native.py) make their results alone.
+T tokens of the step. Follows kernels/rotary.py and kernels/attention.py operator by operator; the
+native kernels (kernels/attention_native.py, elementwise_native.py) make their results alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from parallel.planner.tape import BlockShape, StepShape, Tape
 
 GATHER_TOKENS = 32768
 """Context tokens that a decode gathers at most at once (kernels/attention.py keeps to it)."""
-_INDEX, _FLOAT, _BOOL = 8, 4, 1
+_INDEX, _FLOAT, _BOOL, _SCALE = 8, 4, 1, 2
 _VECTOR = 16
 
 
@@ -67,6 +67,8 @@ def attend(tape: Tape, block: BlockShape, step: StepShape, page: int) -> int:
         if tape.first("query starts"):
             tape.take((len(step.chunks) + 1) * _INDEX)
         return tape.take(heads * block.queries)
+    if tape.scaled_cache:
+        _store(tape, step.tokens * block.keys, block.head_dim)
     if not block.uniform:
         grid = tape.take(heads * block.grid)
     if step.decodes:
@@ -135,11 +137,33 @@ def _prefill(
 
 def _gather(tape: Tape, block: BlockShape, tokens: int, numbers: int) -> int:
     """Keys and values of cached tokens; `numbers` of blocks are copied when they lie with gaps."""
-    one = tokens * block.keys * block.head_dim * tape.width
+    vectors = tokens * block.keys
+    one = vectors * block.head_dim * tape.width
+    if tape.scaled_cache:
+        numbers = tape.take(numbers * _INDEX)
+        for _ in ("key", "value"):
+            stored = tape.take(vectors * (block.head_dim + _SCALE))
+            tape.take(one)
+            tape.touch(vectors * tape.width)
+            tape.give(stored)
+        tape.give(numbers)
+        return 2 * one
     for _ in ("key", "value"):
         tape.take(one)
         tape.touch(numbers * _INDEX)
     return 2 * one
+
+
+def _store(tape: Tape, vectors: int, dim: int) -> None:
+    """Keys, then values, in eight bits (kernels/cache_formats.py)."""
+    norms = tape.take(vectors * tape.width)
+    cast = tape.take(vectors * _FLOAT if tape.width != _FLOAT else 0)
+    scales = tape.take(vectors * _SCALE)
+    tape.give(cast)
+    steps = tape.take(vectors * dim * _FLOAT)
+    tape.touch(vectors * _FLOAT)
+    stored = tape.take(vectors * dim)
+    tape.give(norms, scales, steps, stored)
 
 
 def _mask(tape: Tape, key: object, rows: int, length: int, window: int | None) -> None:

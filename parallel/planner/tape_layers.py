@@ -128,8 +128,9 @@ class HeadShape:
     rms: bool
 
 
-def logits(tape: Tape, hidden: int, head: HeadShape, rows: int) -> None:
-    """[R, h] → [R, V] float32, and the tokens."""
+def logits(tape: Tape, hidden: int, head: HeadShape, rows: int, late: int) -> None:
+    """[R, h] → [R, V] float32, and the tokens. They are drawn when all else of the step is gone
+    but `late` bytes."""
     picked = tape.take(rows * hidden * tape.width)
     normed = norm(tape, rows, hidden, head.rms)
     tape.give(picked)
@@ -148,11 +149,10 @@ def logits(tape: Tape, hidden: int, head: HeadShape, rows: int) -> None:
         if not head.late:
             tape.give(staged)
             staged = 0
-    tape.give(normed)
     if head.samples:
+        tape.give(tape.live_bytes - result - staged - late)
         _sample_row(tape, head.vocabulary)
         tape.touch(rows * _INDEX)
-    tape.give(result, staged)
 
 
 def _sample_row(tape: Tape, vocabulary: int) -> None:

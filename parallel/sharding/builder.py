@@ -10,6 +10,7 @@ from parallel.kernels.attention import AttentionBackend
 from parallel.kernels.attention_choice import choose_attention
 from parallel.kernels.attention_form import Wanted
 from parallel.kernels.elementwise import FeedForwardActivation, Normalization
+from parallel.kernels.elementwise_choice import choose_elementwise
 from parallel.kernels.linear import Linear, Table
 from parallel.kernels.rotary import RotaryEmbedding
 from parallel.layout.heads import RankHeads
@@ -32,6 +33,7 @@ class LayerBuilder:
     ):
         self.weights, self.tp = weights, tp
         self._attention, self._cache, self._block_tokens = attention, cache, block_tokens
+        self._elementwise = choose_elementwise(weights.device, weights.dtype)
         self.attention_forms: dict[str, str] = {}
         """The forms of attention that layers got, and why."""
         self.layout = weights.layout
@@ -68,12 +70,14 @@ class LayerBuilder:
     def norm(self, role: Role, layer: int | None = None) -> Normalization:
         facts = self.spec.final_norm if layer is None else self.spec.blocks[layer].norm
         bias = self.weights.take(role, layer, "bias")
-        return Normalization(facts, self._held(role, layer), bias)
+        return self._elementwise.norm(facts, self._held(role, layer), bias)
 
     def head_norm(self, role: Role, layer: int) -> Normalization | None:
         """The norm over each query's or key's channels, where the family has one."""
         weight = self.weights.take(role, layer)
-        return None if weight is None else Normalization(self.spec.blocks[layer].norm, weight, None)
+        if weight is None:
+            return None
+        return self._elementwise.norm(self.spec.blocks[layer].norm, weight, None)
 
     def column(self, roles: list[Role], layer: int) -> ColumnLinear:
         bias = self.weights.take(roles, layer, "bias")
@@ -84,7 +88,7 @@ class LayerBuilder:
         return RowLinear(self._linear(self._held(role, layer), bias), self.tp, kind)
 
     def activation(self, facts: FeedForward) -> FeedForwardActivation:
-        return FeedForwardActivation(facts.activation, facts.gated)
+        return self._elementwise.activation(facts.activation, facts.gated)
 
     def attention(self, layer: int) -> AttentionBackend:
         weights = self.weights
@@ -102,7 +106,7 @@ class LayerBuilder:
 
     def rotary(self, layer: int) -> RotaryEmbedding | None:
         rotary = self.spec.blocks[layer].attention.rotary
-        return None if rotary is None else RotaryEmbedding(rotary, self._device)
+        return None if rotary is None else self._elementwise.rotary(rotary, self._device)
 
     def local_heads(self, layer: int) -> RankHeads:
         attention = self.spec.blocks[layer].attention
