@@ -14,12 +14,18 @@ from parallel.architecture.spec import Rotary
 class Tape:
     """Bytes that live now and at the peak so far. `width` is the bytes of a compute element;
     `cuda` says whose kernels run, `native` that norms, activations and rotary positions are the
-    native kernels, `native_attention` that attention is."""
+    native kernels, `native_attention` that attention is; `scaled_cache` that the cache is in
+    eight bits."""
 
     def __init__(
-        self, width: int, cuda: bool = False, native: bool = False, native_attention: bool = False
+        self,
+        width: int,
+        cuda: bool = False,
+        native: bool = False,
+        native_attention: bool = False,
+        scaled_cache: bool = False,
     ) -> None:
-        self.width, self.cuda = width, cuda
+        self.width, self.cuda, self.scaled_cache = width, cuda, scaled_cache
         self.native, self.native_attention = native, native_attention
         self.live_bytes = self.peak_bytes = 0
         self._made: set[object] = set()
