@@ -102,11 +102,11 @@ def peaks(
 
 
 def any_steps(
-    model: str, weights: str, steps: int, seed: int, kernels: str
+    model: str, weights: str, steps: int, seed: int, kernels: str, cache: str | None = None
 ) -> list[tuple[int, int]]:
     """(predicted, measured) bytes of random steps through the whole model on one rank."""
     limits = {"step_tokens": 40, "requests": 6, "context_tokens": 120, "kernels": kernels}
-    plan = plan_of(model, Degrees(), limits, weights=weights)
+    plan = plan_of(model, Degrees(), limits, weights=weights, cache=cache)
     job = RankJob(plan, 0, device_of(plan), MeshOptions())
     random, found = Random(seed), []
     try:

@@ -69,6 +69,16 @@ def test_peak_of_every_family(
     assert len(list(check(found))) == len(cases) * tp * pp
 
 
+@pytest.mark.parametrize("weights", ["bf16", "fp32"])
+@pytest.mark.parametrize("cache", ["int8", "fp8"])
+def test_peak_with_a_cache_in_eight_bits(
+    cache: str, weights: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = make_checkpoint("qwen3", tmp_path_factory.getbasetemp())
+    for predicted, measured in any_steps(str(model), weights, 6, 2, "auto", cache):
+        assert measured <= predicted <= 1.03 * measured
+
+
 @pytest.mark.parametrize("kernels", ["auto", "portable"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_peak_of_any_step(

@@ -99,6 +99,30 @@ def test_one_rank_of_many(model: str, degrees: Degrees, rank: int, fake: None) -
     }
 
 
+@pytest.mark.parametrize("cache", ["int8", "fp8"])
+def test_a_cache_in_eight_bits(cache: str, fake: None) -> None:
+    """Its bytes, scales and swap pool included, are the plan's; steps write and read it."""
+    spec, device, degrees = SPECS["70B"], FakeCudaDevice(), Degrees(tp=8)
+    limits = EngineLimits(step_tokens=512, requests=8, context_tokens=4096, swap_gib=1.0)
+    layout = Layout.make(spec, degrees)
+    whole, small = (
+        make_plan(layout, h200s(8), f, limits, Workload(512, 128, 8), Budget(40.0))
+        for f in (choose_formats(spec), choose_formats(spec, cache=cache))
+    )
+    # Of 128 elements of 2 bytes: as many of one byte, and a scale of 2.
+    per_block = [p.memory[3].kv_cache / p.blocks for p in (whole, small)]
+    assert per_block[1] / per_block[0] == 130 / 256
+    assert small.swap_blocks / whole.swap_blocks == pytest.approx(256 / 130, rel=1e-3)
+    ledger = Ledger()
+    worker = Worker(small, 3, Mesh.dry(degrees, 3, device, ledger), device, ledger)
+    assert worker.cache.bytes == small.memory[3].kv_cache
+    assert worker.mover.block_bytes == per_block[1]
+    joined = [(0, [1] * 300, list(range(20)), Sampling().to_wire())]
+    worker.run(StepMessage(0, "prefill", [], [], joined, [Chunk(0, 0, 200, False)]))
+    worker.run(StepMessage(1, "prefill", [], [], [], [Chunk(0, 200, 100, True)]))
+    worker.run(StepMessage(2, "decode", [(0, 5)], [], [], [Chunk(0, 300, 1, True)]))
+
+
 def test_fake_tensors_never_touch_the_host(fake: None) -> None:
     device = FakeCudaDevice()
     tensor = device.zeros((1 << 40,), torch.bfloat16)
