@@ -13,7 +13,14 @@ from typing import Any
 
 from launch.entry import is_first_rank
 from launch.failing import ending_at_failure
-from launch.running import loading_bar, local_threads, rank_numbers, show_plan, show_report
+from launch.running import (
+    capturing_bar,
+    loading_bar,
+    local_threads,
+    rank_numbers,
+    show_plan,
+    show_report,
+)
 from launch.schema import RunKeys
 from launch.signals import on_termination
 from parallel.collectives.lifeline import end_process
@@ -124,7 +131,11 @@ def _start(
             print(line, flush=True)
     with loading_bar(weight_bytes(plan.layout, rank, plan.formats)) as advance:
         job.load(advance)
-    job.warm_up()
+    with capturing_bar(job.worker.graphs.to_capture) as captured:
+        job.warm_up(captured)
+    if host is not None:
+        for line in job.worker.describe():
+            print(line, flush=True)
     return job
 
 

@@ -110,6 +110,18 @@ def loading_bar(total_bytes: int) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
+@contextmanager
+def capturing_bar(graphs: int) -> Iterator[Callable[[int], None]]:
+    """The same while graphs are captured, where there are any."""
+    if not graphs or not is_first_rank():
+        yield lambda _: None
+        return
+    from parallel.conversion.progress import count_bar
+
+    with count_bar(graphs, "capturing graphs") as bar:
+        yield bar.update
+
+
 def show_report(report: Json, file: str | None) -> None:
     report_tables(report, make_console())
     sys.stdout.flush()

@@ -140,7 +140,8 @@ def test_a_run_at_its_limits_stays_inside_its_budget(asked: Asked, more: float, 
     assert all(m.total <= m.budget for m in plan.memory)
     for rank, memory in enumerate(plan.memory):
         stage = stage_shape(plan.layout, rank, plan.formats, plan.limits, plan.cluster)
-        assert memory.kv_cache == plan.kv_cache_tokens * kv_bytes_per_token(
+        blocks = plan.blocks + plan.spare_blocks(rank)
+        assert memory.kv_cache == blocks * plan.limits.block_tokens * kv_bytes_per_token(
             plan.layout, rank, plan.formats
         )
         if steps:

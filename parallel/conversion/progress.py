@@ -26,3 +26,11 @@ def byte_bar(total_bytes: int, what: str, enabled: bool = True) -> tqdm[None]:
         file=sys.stderr,
         disable=not on_terminal,
     )
+
+
+def count_bar(total: int, what: str) -> tqdm[None]:
+    """A bar that counts things; call `update(n)`. Use it as a context manager."""
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        say(f"{what} ({total})")
+    return tqdm(total=total, desc=what, file=sys.stderr, disable=not on_terminal)

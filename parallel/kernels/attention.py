@@ -90,13 +90,14 @@ class PagedAttention:
         span = blocks.shape[1] * cache.key.shape[1]
         most = max(1, GATHER_TOKENS // span)
         mask = None
-        if rows > 1:
+        alone = rows == 1 and not step.fixed
+        if not alone:
             mask = step.once(("decode", self.window), lambda: self._mask(step, first, span))
         parts = []
         for begin in range(0, rows, most):
             count = min(most, rows - begin)
             key, value = cache.read(blocks.narrow(0, begin, count))
-            if rows == 1:
+            if alone:
                 end = step.context_tokens[0] - first
                 start = self._begin(step.context_tokens[0]) - first
                 key, value = (x.narrow(2, start, end - start) for x in (key, value))
@@ -117,7 +118,7 @@ class PagedAttention:
         """The first context token that a decode may need, and the blocks from there on."""
         size = cache.key.shape[1]
         contexts = step.context_tokens[: step.decodes]
-        first = min(self._begin(c) for c in contexts) // size
+        first = 0 if step.fixed else min(self._begin(c) for c in contexts) // size
         last = -(-max(contexts) // size)
         tables = step.block_tables.narrow(0, 0, step.decodes).narrow(1, first, last - first)
         return first * size, tables

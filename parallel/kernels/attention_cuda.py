@@ -101,7 +101,12 @@ class Ragged:
 
 class CudaAttention(PagedAttention, ABC):
     """Writes the cache and brings uneven heads into the grid of KV heads × queries, where kernels
-    want the same number of queries for each KV head; `attend` is the kernel's part."""
+    want the same number of queries for each KV head; `attend` is the kernel's part.
+
+    `in_place`: decodes read the cache by the block tables, so that in a graph the tables' width
+    costs nothing."""
+
+    in_place = True
 
     def __init__(self, wanted: Wanted):
         super().__init__(wanted.facts, wanted.heads, wanted.device.torch_device)
@@ -120,6 +125,10 @@ class CudaAttention(PagedAttention, ABC):
         cache.write(step.slots, key, value)
         out = self.attend(self._to_grid(query), (key, value), cache, step)
         return out if self.slots is None else out.index_select(1, self.slots)
+
+    def prepare(self, step: StepInput) -> None:
+        """What a `fixed` step needs from the host, before it is captured or replayed."""
+        return
 
     @abstractmethod
     def attend(

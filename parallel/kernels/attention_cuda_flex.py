@@ -58,6 +58,8 @@ class Places:
 
 
 class FlexAttention(VarlenAttention):
+    in_place = True
+
     def __init__(self, wanted: Wanted, call: Call | None = None):
         super().__init__(wanted, call)
         flex, device = cast(Flex, flex_attention), wanted.device

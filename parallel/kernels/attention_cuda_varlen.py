@@ -32,6 +32,8 @@ def refuses(wanted: Wanted) -> str | None:
 class VarlenAttention(CudaAttention):
     """`call` is `varlen_attn`, or what stands in for it."""
 
+    in_place = False
+
     def __init__(self, wanted: Wanted, call: Call | None = None):
         super().__init__(wanted)
         # Its module brings PyTorch's compiler along, which takes seconds.

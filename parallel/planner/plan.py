@@ -9,6 +9,7 @@ from typing import Any
 from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
+from parallel.planner.graphs import spare_blocks
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import RankMemory, kv_bytes_per_token
 from parallel.planner.queueing import Load, LoadTimes, Rules, Simulation
@@ -43,6 +44,10 @@ class Plan:
     def kv_cache_tokens(self) -> int:
         """Per replica; every rank of a replica has as many."""
         return self.blocks * self.limits.block_tokens
+
+    def spare_blocks(self, rank: int) -> int:
+        """Blocks of the rank's cache that no sequence gets (planner/graphs.py)."""
+        return spare_blocks(self.cluster.device(rank).type.kind == "cuda", self.limits)
 
     @property
     def swap_blocks(self) -> int:

@@ -10,6 +10,7 @@ from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
 from parallel.planner.activations import StageShape, activation_bytes, stage_shape
 from parallel.planner.formats import Formats
+from parallel.planner.graphs import graph_bytes, spare_blocks
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import (
     RankMemory,
@@ -90,14 +91,16 @@ class Room:
         for r in self.ranks:
             # Equal stages are one object.
             if id(r.stage) not in known:
-                known[id(r.stage)] = activation_bytes(r.stage, self.limits, context, batches)
-            activations = known[id(r.stage)]
+                given = (r.stage, self.limits, context, batches)
+                known[id(r.stage)] = activation_bytes(*given), graph_bytes(*given)
+            activations, graphs = known[id(r.stage)]
+            spare = spare_blocks(r.device.kind == "cuda", self.limits)
             memories.append(
                 replace(
                     r.memory,
-                    kv_cache=blocks * r.block_bytes,
+                    kv_cache=(blocks + spare) * r.block_bytes,
                     activations=activations,
-                    runtime=runtime_bytes(r.device, activations),
+                    runtime=runtime_bytes(r.device, activations) + graphs,
                 )
             )
         return tuple(memories)

@@ -69,7 +69,10 @@ class InputBuffers:
         held = (self._ids, self._positions, self._slots, self._lengths, self._rows, self._tables)
         return sum(buffer.bytes for buffer in held)
 
-    def build(self, chunks: Sequence[Chunk], sequences: Sequences) -> StepInput:
+    def build(
+        self, chunks: Sequence[Chunk], sequences: Sequences, width: int | None = None
+    ) -> StepInput:
+        """Block tables are `width` blocks wide, or as wide as the longest needs."""
         # The last step's copies may still be under way: its host memory is not free before.
         self._copied()
         decodes = sum(1 for c in chunks if c.count == 1)
@@ -77,7 +80,7 @@ class InputBuffers:
         starts = [0, *accumulate(c.count for c in chunks)]
         sampled = [end - 1 for end, c in zip(starts[1:], chunks, strict=True) if c.samples]
         size = self.sizes.block_tokens
-        width = max(-(-end // size) for end in ends)
+        width = width or max(-(-end // size) for end in ends)
         tables = self._tables.values[: len(chunks) * width].reshape(len(chunks), width)
         tables.fill(0)
         for row, (c, end) in enumerate(zip(chunks, ends, strict=True)):

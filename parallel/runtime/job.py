@@ -79,8 +79,9 @@ class RankJob:
         self.mesh.exchange.barrier("loaded", ranks, _LOAD_TIMEOUT)
         self.instruments.memory.event("loaded")
 
-    def warm_up(self) -> None:
-        self.activations = warm_up(self.worker, self.device)
+    def warm_up(self, captured: Callable[[int], None] = lambda _: None) -> None:
+        """`captured` hears of each graph."""
+        self.activations = warm_up(self.worker, self.device, captured)
         self.instruments.warmed_up(self.activations.measured)
 
     def serve(self, address: tuple[str, int], authkey: bytes, facts: dict[str, Any]) -> None:

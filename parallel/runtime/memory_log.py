@@ -49,7 +49,7 @@ class MemoryLog:
             event=event,
             weights=weights,
             kv_cache=cache,
-            kv_used=cache * blocks // worker.plan.blocks,
+            kv_used=cache * blocks // worker.cache.blocks,
             activations=self.activations if live is None else live,
             communication=worker.mesh.buffer_bytes,
             runtime=self._runtime,

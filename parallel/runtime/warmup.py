@@ -3,12 +3,12 @@
 First a prompt chunk and a decode batch through all layers, so that every buffer is touched and
 every kernel chosen. Then the batches that take most memory, through one layer of each kind (and
 once more, where a kind comes again): their peak is that of the whole stage, and they are the
-batches that the plan has priced.
+batches that the plan has priced. Graphs of decodes are captured last: what they take is beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -49,12 +49,16 @@ class Peak:
     predicted: int
 
 
-def warm_up(worker: Worker, device: Device) -> Peak:
-    """All ranks of a replica must call it at once."""
+def warm_up(
+    worker: Worker, device: Device, captured: Callable[[int], None] = lambda _: None
+) -> Peak:
+    """All ranks of a replica must call it at once; `captured` hears of each graph."""
     plan = worker.plan
     for shape in (_fresh_step(plan), _decode_step(plan)):
         run_shape(worker, shape)
-    return measure_peak(worker, device)
+    peak = measure_peak(worker, device)
+    worker.capture(captured)
+    return peak
 
 
 def measure_peak(worker: Worker, device: Device) -> Peak:
