@@ -121,7 +121,8 @@ def test_bytes_add_up_and_the_cache_takes_what_is_left(plan: Plan) -> None:
         assert m.weights == sum(s.elements for s in shards) * plan.formats.weights.bytes
         per_token = kv_bytes_per_token(layout, rank, plan.formats)
         assert per_token == layout.kv_elements_per_token(rank) * plan.formats.kv_cache.bytes
-        assert m.kv_cache == plan.kv_cache_tokens * per_token
+        blocks = plan.blocks + plan.spare_blocks(rank)
+        assert m.kv_cache == blocks * size * per_token
         assert m.peak_tensors == m.weights + m.kv_cache + m.activations
         assert m.total == m.peak_tensors + m.communication + m.runtime <= m.budget
     # Budgets are those of whole devices here (toy_planner).
@@ -258,12 +259,13 @@ PHASE = {
 }
 PLAN = {
     *("tp", "pp", "dp", "stage_tp", "world_size", "precision", "pareto", "stages", "ranks"),
-    *("kv_cache_tokens", "prefill", "decode", "ttft_ms", "tpot_ms", "tokens_per_second"),
+    *("kv_cache_tokens", "swap_tokens", "prefill", "decode"),
+    *("ttft_ms", "tpot_ms", "tokens_per_second"),
     *("dollars_per_million_tokens", "dollars_per_hour", "joules_per_token", "kv_cache_requests"),
 }
 MEMORY = {
     *("weights", "kv_cache", "activations", "communication", "runtime"),
-    *("peak_tensors", "total", "budget"),
+    *("swap", "peak_tensors", "total", "budget"),
 }
 
 
