@@ -179,6 +179,34 @@ def test_a_request_takes_places_for_all_its_sequences_or_none(guarded: Stack) ->
     assert guarded.complete("ab", n=2).status_code == 200
 
 
+def leave_early(stack: Stack, body: dict[str, Any]) -> None:
+    """Asks, and goes away before anything was answered."""
+    content = json.dumps(body).encode()
+    head = ("POST /v1/completions HTTP/1.1", "Host: x", f"Authorization: Bearer {API_KEY}")
+    head += "Content-Type: application/json", f"Content-Length: {len(content)}"
+    host, port = stack.url.removeprefix("http://").split(":")
+    engine, cancelled = stack.engine, len(stack.engine.cancelled)
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall("\r\n".join((*head, "", "")).encode() + content)
+        engine.wait_for(lambda: engine.running == 2)
+    engine.wait_for(lambda: len(engine.cancelled) == cancelled + 2)
+
+
+@pytest.mark.parametrize("body", [{"prompt": "ab", "n": 2}, {"prompt": ["ab", "cd"]}], ids=str)
+def test_whoever_leaves_the_queue_gives_all_places_back(
+    guarded: Stack, body: dict[str, Any]
+) -> None:
+    for stream in (False, True):
+        guarded.engine.hold()
+        leave_early(guarded, {**body, "stream": stream})
+        guarded.engine.release()
+        with full(guarded):
+            assert guarded.complete("ab").status_code == 429
+    for bad in ({"n": 0}, {"priority": "high"}, {"prompt": []}, {"temperature": -1}):
+        assert guarded.complete(**bad).status_code == 400
+    assert guarded.complete("ab", n=2).status_code == 200
+
+
 def test_what_a_leader_refuses_for_its_queue_is_429_too(guarded: Stack) -> None:
     engine, before = guarded.engine, refusals(guarded)
     engine.refusal, engine.refusal_code = "no place", "queue_full"
@@ -417,6 +445,7 @@ def replica_report(mine: int) -> dict[str, Any]:
         "saved": {"one_rank_bytes": 15, "basis": "plan of one rank", "ranks": []},
         "memory_timeline": [{"rank": mine, "seconds": 0.5, "event": "loaded"}],
         "instrument": {"ranks": [{"rank": mine, "steps": 3, "seconds": 3e-3}]},
+        "scheduler": {"swapped": 1 + mine},
     }
 
 
@@ -429,3 +458,4 @@ def test_reports_of_replicas_become_one() -> None:
     assert [row["rank"] for row in merged["memory_timeline"]] == [0, 1]
     assert merged["instrument"]["seconds_per_step"] == pytest.approx(1e-3)
     assert merged["saved"]["basis"] == "plan of one rank"
+    assert merged["scheduler"] == {"swapped": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any, cast
@@ -161,7 +162,7 @@ def test_a_closed_control_channel_names_the_rank() -> None:
     leader.broadcast({"op": "ping"})
     assert worker.receive() == {"op": "ping"}
     worker.close()
-    for ask in (leader.gather, leader.receive_reply):
+    for ask in (leader.gather, partial(leader.reply_of, 1)):
         with pytest.raises(RankDied, match="rank 1 is gone"):
             ask()
     leader.close()

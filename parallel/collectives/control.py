@@ -5,7 +5,6 @@ Never inside a collective: a rank without work neither burns a core nor runs int
 
 from __future__ import annotations
 
-from multiprocessing.connection import wait
 from typing import Any
 
 from parallel.collectives import links
@@ -43,12 +42,16 @@ class ControlChannel:
         """Others: to the leader."""
         self.broadcast(message)
 
-    def receive_reply(self) -> Message:
-        """Leader: the next reply of any rank."""
-        ranks = {peer.fileno(): rank for rank, peer in self.peers.items()}
-        (ready, *_) = wait(list(ranks))
-        assert isinstance(ready, int)
-        return self._read(ranks[ready], self.peers[ranks[ready]])
+    def reply_of(self, rank: int) -> Message:
+        """Leader: the next reply of a rank, however long it takes."""
+        return self._read(rank, self.peers[rank])
+
+    def has_reply(self, rank: int, timeout_seconds: float) -> bool:
+        """Leader: whether `reply_of` wouldn't wait, or within so many seconds wouldn't."""
+        try:
+            return self.peers[rank].poll(timeout_seconds)
+        except PeerLost:
+            return True  # and the read says who is gone
 
     def gather(self) -> list[Message]:
         """Leader: one reply of each rank, in the order of ranks."""

@@ -9,6 +9,7 @@ whole time in it and `wait_seconds` the part spent on late peers. A phase's entr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -123,6 +124,14 @@ def sum_steps(parts: Iterable[Json]) -> dict[str, Any]:
             for name, value in figures.items():
                 sums[name] += value
     return total
+
+
+def sum_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several schedulers, by name."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
 
 
 def sum_collectives(collectives: Iterable[Json]) -> list[dict[str, Any]]:

@@ -8,21 +8,26 @@ batch while later stages work on this one, and learns the tokens from the last s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from parallel.collectives.control import ControlChannel
 from parallel.errors import RequestError
 from parallel.instrument.clock import Contexts, Shape, StepClock
 from parallel.planner.plan import Plan
-from parallel.requests.types import Request, Sampling, TokenEvent
+from parallel.requests.types import Request, TokenEvent
 from parallel.requests.wire import event_to_wire
+from parallel.runtime.events import failure, step_events
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.worker import StepResult, Worker
 from parallel.scheduling.blocks import BlockManager
 from parallel.scheduling.scheduler import Batch, Limits, Scheduler
 
 Report = dict[str, Any]
+
+_GLANCE_SECONDS = 0.001
+"""How often the leader looks for requests while it waits for tokens."""
 
 
 class Requests(Protocol):
@@ -49,14 +54,19 @@ class Engine:
     ):
         self.plan, self.worker, self.control, self.router = plan, worker, control, router
         self.clock, self.collect_report = clock, collect_report
-        spec = plan.layout.spec
+        spec, limits = plan.layout.spec, plan.limits
+        self._vocabulary = spec.vocabulary
+        degrees = plan.layout.degrees
+        dp = degrees.coordinates(worker.rank).dp
+        self._sampler = degrees.rank(0, degrees.pp - 1, dp)
         self.scheduler = Scheduler(
-            BlockManager(plan.blocks, plan.limits.block_tokens),
+            BlockManager(plan.blocks, limits.block_tokens, plan.swap_blocks, limits.prefix_cache),
             Limits(
-                step_tokens=plan.limits.step_tokens,
-                requests=min(plan.limits.requests, plan.limits.step_tokens),
+                step_tokens=limits.step_tokens,
+                requests=min(limits.requests, limits.step_tokens),
                 context_tokens=plan.context_tokens,
                 batches=plan.batches,
+                queue=limits.most_waiting,
             ),
             spec.eos_token_ids,
         )
@@ -78,11 +88,13 @@ class Engine:
             if self._stopped:
                 break
             self._fill_pipeline()
-            if self._in_flight:
+            if self._in_flight and self._oldest_is_done():
                 self._finish_oldest()
 
     def _take_messages(self) -> None:
         idle = not self._in_flight and self.scheduler.idle
+        if idle:
+            self._forget_ended()
         while self.router.poll(None if idle else 0.0):
             self._take(self.router.receive())
             idle = False
@@ -110,14 +122,22 @@ class Engine:
             self._stopped = True
 
     def _submit(self, message: dict[str, Any]) -> None:
+        """What is wrong with a request is answered; it must not reach a rank."""
         try:
-            request = Request(
-                message["id"], tuple(message["prompt"]), Sampling.from_wire(message["sampling"])
-            )
+            request = Request.from_wire(message)
+            self._check_tokens(request.prompt)
             self.scheduler.add(request)
             self._arrived[request.id] = self.clock.now()
         except RequestError as error:
-            self._send([TokenEvent(message["id"], -1, finish_reason="error", message=str(error))])
+            self._send([failure(message["id"], error)])
+
+    def _check_tokens(self, prompt: Sequence[int]) -> None:
+        wrong = [token for token in prompt if not 0 <= token < self._vocabulary]
+        if wrong:
+            raise RequestError(
+                f"the prompt has token id {wrong[0]}; the model knows 0 to {self._vocabulary - 1}",
+                param="prompt",
+            )
 
     def _settle(self) -> None:
         """Lets every batch in flight end, so that the control channel carries one thing at once."""
@@ -148,35 +168,51 @@ class Engine:
     def _finish_oldest(self) -> None:
         serial, batch = self._in_flight.popleft()
         while serial not in self._results:
-            began = self.clock.now()
-            reply = self.worker.tracer.awaited("reply", self.control.receive_reply)
-            result = StepResult.from_wire(reply)
-            self.reply_seconds += self.clock.now() - began
-            self._results[result.serial] = result
+            self._receive_result()
         choices = self._results.pop(serial).choices
         reasons = self.scheduler.complete(batch, {i: c.token for i, c in choices.items()})
-        events = []
-        for request_id, reason in reasons.items():
-            choice = choices.get(request_id)
-            if choice is None or reason == "cancelled":
-                events.append(TokenEvent(request_id, -1, finish_reason=reason))
+        events = list(step_events(batch, choices, reasons))
+        for event in events:
+            if event.finish_reason is None:
+                self._fresh.append((event.request_id, event.token))
             else:
-                events.append(
-                    TokenEvent(request_id, choice.token, choice.logprob, choice.top, reason)
-                )
-            if reason is None and choice is not None:
-                self._fresh.append((request_id, choice.token))
-            else:
-                self._leave(request_id)
+                self._leave(event.request_id)
         self._send(events)
         self.clock.stop(serial)
+
+    def _oldest_is_done(self) -> bool:
+        """Waits for its tokens; while the pipeline has room for another batch, also for messages
+        that may make one."""
+        serial, _ = self._in_flight[0]
+        while serial not in self._results:
+            full = len(self._in_flight) == self.plan.batches
+            if not full and self.router.poll():
+                return False
+            if full or self.control.has_reply(self._sampler, _GLANCE_SECONDS):
+                self._receive_result()
+        return True
+
+    def _receive_result(self) -> None:
+        began = self.clock.now()
+        reply = self.worker.tracer.awaited("reply", partial(self.control.reply_of, self._sampler))
+        result = StepResult.from_wire(reply)
+        self.reply_seconds += self.clock.now() - began
+        self._results[result.serial] = result
 
     def _leave(self, request_id: int) -> None:
         if request_id in self.worker.sequences.states:
             self._left.append(request_id)
 
+    def _forget_ended(self) -> None:
+        """With no step to say it: nothing of a request stays on a rank that is idle."""
+        if self._left:
+            left, self._left = self._left, []
+            self.control.broadcast({"op": "forget", "left": left})
+            self.worker.sequences.forget(left)
+
     def _send(self, events: list[TokenEvent]) -> None:
         scheduler = self.scheduler
+        counts = scheduler.counts
         queued_seconds, self._queued_seconds = self._queued_seconds, []
         self.router.send(
             {
@@ -188,6 +224,9 @@ class Engine:
                     "waiting": len(scheduler.waiting),
                     "kv_used_tokens": scheduler.used_tokens,
                     "kv_total_tokens": self.plan.kv_cache_tokens,
+                    "preemptions": counts.recomputed + counts.swapped,
+                    "prefix_query_tokens": counts.prompt_tokens,
+                    "prefix_hit_tokens": counts.cached_tokens,
                 },
             }
         )

@@ -7,6 +7,7 @@ lifeline end a rank whose peers are lost, each with a message that names them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from parallel.instrument.clock import StepClock
 from parallel.instrument.ledger import Ledger
 from parallel.instrument.spans import Spans
 from parallel.planner.plan import Plan
-from parallel.report.report import sum_steps
+from parallel.report.report import sum_counts, sum_steps
 from parallel.requests.wire import connect
 from parallel.runtime.engine import Engine, Requests
 from parallel.runtime.job_instruments import Instruments, ring_capacity
@@ -34,6 +35,7 @@ from parallel.runtime.reporting import (
 from parallel.runtime.sequences import StepMessage
 from parallel.runtime.warmup import Peak, warm_up
 from parallel.runtime.worker import Worker
+from parallel.scheduling.scheduler import Scheduler
 
 _LOAD_TIMEOUT = timedelta(hours=12)
 
@@ -61,6 +63,7 @@ class RankJob:
         self.ledger = Ledger(spans=Spans(ring_capacity(layers, trace_steps)))
         self.clock = StepClock()
         self.activations = Peak(0, 0)
+        self._scheduler: Scheduler | None = None
         self.mesh = Mesh.create(degrees, rank, device, self.ledger, options)
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
@@ -103,6 +106,7 @@ class RankJob:
         engine = Engine(
             self.plan, self.worker, self.control, router, self.clock, self.replica_report
         )
+        self._scheduler = engine.scheduler
         try:
             engine.run()
         finally:
@@ -115,6 +119,8 @@ class RankJob:
                 result = self.worker.run(StepMessage.from_wire(message))
                 if self.worker.samples:
                     self.control.reply(result.to_wire())
+            elif message["op"] == "forget":
+                self.worker.sequences.forget(message["left"])
             elif message["op"] == "ping":
                 self.control.reply({"rank": self.rank})
             elif message["op"] == "report":
@@ -128,17 +134,27 @@ class RankJob:
         """Gathered by the leader; its ranks answer over the control channel."""
         self.control.broadcast({"op": "report"})
         ranks = [self.own_report(), *self.control.gather()]
-        return make_report(self.plan, ranks, predicted_steps(self.plan, self.clock))
+        steps = predicted_steps(self.plan, self.clock)
+        return make_report(self.plan, ranks, steps, self._scheduler_counts())
 
     def report(self, occasion: str) -> Json | None:
         """On rank 0 the report of all ranks, None elsewhere. Every rank calls it, outside of
         `serve`, with another word each time."""
         self.rank_clock.measure()
-        mine = {**self.own_report(), "steps": predicted_steps(self.plan, self.clock)}
+        mine = {
+            **self.own_report(),
+            "steps": predicted_steps(self.plan, self.clock),
+            "scheduler": self._scheduler_counts(),
+        }
         entries = self.mesh.collect(f"report/{occasion}", mine)
         if entries is None:
             return None
-        return make_report(self.plan, entries, sum_steps(e["steps"] for e in entries))
+        steps, counts = ([e[name] for e in entries] for name in ("steps", "scheduler"))
+        return make_report(self.plan, entries, sum_steps(steps), sum_counts(counts))
+
+    def _scheduler_counts(self) -> Json:
+        """Empty where nothing was led."""
+        return {} if self._scheduler is None else asdict(self._scheduler.counts)
 
     def trace(self) -> Json | None:
         """On rank 0 the trace of the last `trace_steps` steps of all ranks, None elsewhere. Every

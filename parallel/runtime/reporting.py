@@ -62,12 +62,14 @@ def predicted_steps(plan: Plan, clock: StepClock) -> Json:
     return steps
 
 
-def make_report(plan: Plan, ranks: list[Json], steps: Mapping[str, Json]) -> Json:
-    """The report of the ranks given; waits are told apart where a group's ranks are all there."""
+def make_report(plan: Plan, ranks: list[Json], steps: Mapping[str, Json], scheduler: Json) -> Json:
+    """The report of the ranks given; waits are told apart where a group's ranks are all there.
+    `scheduler` counts what schedulers did."""
     rows = [row for entry in ranks for row in entry["collectives"]]
     stamps = [from_wire(entry["stamps"]) for entry in ranks]
     split = split_waits(rows, stamps, plan.layout.degrees.group)
-    return build_report(plan.to_json(), ranks, split, steps, _one_rank(plan))
+    report = build_report(plan.to_json(), ranks, split, steps, _one_rank(plan))
+    return {**report, "scheduler": scheduler}
 
 
 def make_trace(plan: Plan, entries: list[Json], steps: int) -> Json:

@@ -144,14 +144,17 @@ class Sequences:
     def apply(self, message: StepMessage) -> None:
         for request_id, token in message.tokens:
             self.states[request_id].tokens.append(token)
-        for request_id in message.left:
-            del self.states[request_id]
+        self.forget(message.left)
         for request_id, prompt, blocks, sampling in message.joined:
             self.states[request_id] = SequenceState(
                 list(prompt), len(prompt), BlockTable(blocks), Sampling.from_wire(sampling)
             )
         for request_id, keep, added in message.tables:
             self.states[request_id].table.change(keep, added)
+
+    def forget(self, left: List[int]) -> None:
+        for request_id in left:
+            del self.states[request_id]
 
 
 def _unusual(sampling: Sampling) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from parallel.report.report import build_report, sum_steps
+from parallel.report.report import build_report, sum_counts, sum_steps
 from parallel.server.service import Service
 
 Json = dict[str, Any]
@@ -48,7 +48,8 @@ def merge_reports(reports: Sequence[Json]) -> Json:
     collectives = [row for report in reports for row in report["collectives"]]
     steps = sum_steps(report["steps"] for report in reports)
     merged = build_report(first["plan"], measured, collectives, steps)
-    return {**merged, "saved": first["saved"]}
+    counts = sum_counts(report["scheduler"] for report in reports)
+    return {**merged, "saved": first["saved"], "scheduler": counts}
 
 
 def _of_rank(costs: Sequence[Json], rank: int) -> Json | None:
