@@ -20,8 +20,9 @@ namespace {
 
 constexpr int64_t kPanel = 32;       // columns
 constexpr int64_t kTile = 12;        // rows: 2 · 12 sums, 2 weights and one input in registers
-constexpr int64_t kBlockRows = 96;   // rows that a thread takes through all its panels at once
-constexpr int64_t kBlockPairs = 1024;  // pairs of inputs: 96 rows of them fit into half of L2
+constexpr int64_t kPairs = 1024;     // pairs of inputs that a tile takes at once
+constexpr int64_t kInputs = 96 * kPairs;  // pairs that a thread takes through its panels: of L2
+constexpr int64_t kGroup = 16;       // panels whose sums are kept aside, where there are more pairs
 constexpr int64_t kAhead = 2048;     // bytes that a single tile prefetches
 
 struct Product {
@@ -147,9 +148,14 @@ void run_few(const Product& p, int64_t begin, int64_t end) {
 
 // Rows [r][2·k] as tiles [pairs][R][2].
 void pack_inputs(const bf16* x, int64_t stride, int64_t rows, int64_t pairs, bf16* out) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const bf16* row = x + r * stride;
-    for (int64_t k = 0; k < pairs; ++k) std::memcpy(out + 2 * (k * rows + r), row + 2 * k, 4);
+  constexpr int64_t at_once = 64;  // what is written stays in L1
+  for (int64_t begin = 0; begin < pairs; begin += at_once) {
+    const int64_t end = std::min(begin + at_once, pairs);
+    for (int64_t r = 0; r < rows; ++r) {
+      const bf16* row = x + r * stride;
+      bf16* to = out + 2 * r;
+      for (int64_t k = begin; k < end; ++k) std::memcpy(to + 2 * k * rows, row + 2 * k, 4);
+    }
   }
 }
 
@@ -157,11 +163,12 @@ void pack_inputs(const bf16* x, int64_t stride, int64_t rows, int64_t pairs, bf1
 void run_many(const Product& p, int64_t begin, int64_t end) {
   static thread_local std::vector<bf16> inputs;
   static thread_local std::vector<float> partials;
-  const int64_t row_blocks = (p.rows + kBlockRows - 1) / kBlockRows;
-  const int64_t pair_blocks = (p.pairs + kBlockPairs - 1) / kBlockPairs;
-  const int64_t group = pair_blocks == 1 ? end - begin : 16;  // panels with sums kept aside
-  inputs.resize(kBlockRows * 2 * kBlockPairs);
-  if (pair_blocks > 1) partials.resize(kBlockRows * kPanel * group);
+  const int64_t pair_blocks = (p.pairs + kPairs - 1) / kPairs;
+  const int64_t most_rows = kInputs / ((p.pairs + pair_blocks - 1) / pair_blocks);
+  const int64_t row_blocks = (p.rows + most_rows - 1) / most_rows;
+  const int64_t group = pair_blocks == 1 ? end - begin : kGroup;
+  inputs.resize(2 * kInputs);
+  if (pair_blocks > 1) partials.resize(most_rows * kPanel * kGroup);
   for (int64_t block = 0; block < row_blocks; ++block) {
     const int64_t row = part_begin(p.rows, block, row_blocks);
     const int64_t rows = part_begin(p.rows, block + 1, row_blocks) - row;
@@ -189,7 +196,7 @@ void run_many(const Product& p, int64_t begin, int64_t end) {
             const int64_t at = part_begin(rows, i, count);
             const int64_t size = part_begin(rows, i + 1, count) - at;
             t.x = inputs.data() + at * 2 * pairs;
-            t.partial = partials.data() + ((panel - low) * kBlockRows + at) * kPanel;
+            t.partial = partials.data() + ((panel - low) * most_rows + at) * kPanel;
             t.out = p.out + (row + at) * p.columns + panel * kPanel;
             t.ahead = next + (i == 1 ? 64 * pairs : 0);
             (i < 2 ? kTiles<true, 1> : kTiles<true, 0>)[size - 1](t);
