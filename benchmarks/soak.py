@@ -115,7 +115,7 @@ def _budget_gib(command: Sequence[str]) -> float:
     plan = [sys.executable, "launch/plan.py", *words, "output=json"]
     done = subprocess.run(plan, cwd=ROOT, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)["plans"][0]
-    needs = []
+    needs: list[float] = []
     for rank in found["ranks"]:
         memory = rank["memory_bytes"]
         cache = memory["kv_cache"] / found["kv_cache_tokens"] * _CACHE_TOKENS
