@@ -18,12 +18,13 @@ from parallel.devices.base import (
     PackedTable,
     Timer,
 )
-from parallel.devices.huge_pages import HugePages
+from parallel.devices.huge_pages import HugePages, map_zeros
 from parallel.devices.native.library import load
 from parallel.devices.native.linear import NativeTable
 from parallel.devices.process import ResidentMemory, status_bytes
 
 _LAZY_BYTES = 1 << 20
+_HUGE_BYTES = 32 << 20
 
 
 class HostTimer(Timer):
@@ -72,11 +73,13 @@ class CpuDevice(Device):
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Large tensors are pages that the kernel zeroes when they are first touched: a cache costs
-        what is used of it."""
+        what is used of it. Very large ones have huge pages, of which few are touched in vain."""
         size = prod(shape) * dtype.itemsize
         if size < _LAZY_BYTES:
             return torch.zeros(tuple(shape), dtype=dtype)
-        return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(tuple(shape))
+        if size < _HUGE_BYTES:
+            return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(tuple(shape))
+        return map_zeros(size).view(dtype).view(tuple(shape))
 
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return self.zeros(shape, dtype)

@@ -1,7 +1,7 @@
 """Memory for what every step reads, in huge pages where the system gives them.
 
-A core reads twice as fast from pages of 2 MiB as from such of 4 KiB. Tensors lie one after the
-other in large maps whose pages come when they are touched: at most one page a map is there in vain.
+A core reads twice as fast from pages of 2 MiB as from such of 4 KiB. Pages come when they are
+touched, and are zeroed then.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _ALIGNMENT = 64
 
 
 class HugePages:
-    """Hands out tensors that are kept for long: a map is given back when the last of its tensors
-    is gone."""
+    """Hands out tensors that are kept for long, one after the other in large maps. A map is given
+    back when the last of its tensors is gone."""
 
     def __init__(self) -> None:
         self._left = torch.empty(0, dtype=torch.uint8)
@@ -32,14 +32,13 @@ class HugePages:
         size = prod(shape) * dtype.itemsize
         needed = -(-size // _ALIGNMENT) * _ALIGNMENT
         if needed > self._left.numel():
-            self._left = _map(max(needed, _MAP_BYTES))
+            self._left = map_zeros(-(-max(needed, _MAP_BYTES) // _PAGE_BYTES) * _PAGE_BYTES)
         taken, self._left = self._left[:size], self._left[needed:]
         return taken.view(dtype).view(tuple(shape))
 
 
-def _map(size: int) -> torch.Tensor:
-    """Private memory that begins at a huge page."""
-    size = -(-size // _PAGE_BYTES) * _PAGE_BYTES
+def map_zeros(size: int) -> torch.Tensor:
+    """`size` bytes of zeros: private memory that begins at a huge page."""
     mapped = mmap.mmap(-1, size + _PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
     begin = -whole.data_ptr() % _PAGE_BYTES
