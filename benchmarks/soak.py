@@ -41,7 +41,6 @@ _REQUESTS = 4
 _QUEUE = 8
 _CACHE_TOKENS = 3 * _CONTEXT_TOKENS
 """Less than the running requests may want, so that some have to give way."""
-_ACTIONS_BEFORE = 48
 _SERVE_KEYS = ("served_model_name", "port", "threads")
 
 
@@ -95,7 +94,7 @@ def run(
 
         async def both() -> Soaked:
             before = Traffic(address, vocabulary, _CONTEXT_TOKENS, burst, seed=1)
-            await soak(family, address, before, clients, lambda begun: begun < _ACTIONS_BEFORE)
+            await soak(family, address, before, clients, lambda begun: begun < before.round)
             traffic = Traffic(address, vocabulary, _CONTEXT_TOKENS, burst, seed=2)
             return await soak(family, address, traffic, clients, goes_on(), show=show)
 
@@ -113,7 +112,7 @@ def _budget_gib(command: Sequence[str]) -> float:
     all blocks in use soon, memory that still grows is no cache's that is touched at last."""
     words = [word for word in command[2:] if word.partition("=")[0] not in _SERVE_KEYS]
     plan = [sys.executable, "launch/plan.py", *words, "output=json"]
-    done = subprocess.run(plan, cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(plan, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)["plans"][0]
     needs: list[float] = []
     for rank in found["ranks"]:

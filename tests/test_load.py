@@ -22,7 +22,7 @@ from benchmarks.load.jobs import (
     incomplete,
     make_load,
 )
-from benchmarks.load.measured import Measured, Spread, percentile, ratio, summarise
+from benchmarks.load.measured import Spread, decode_rate, percentile, ratio, summarise
 from benchmarks.load.sse import EventParser
 from benchmarks.load.systems import PEERS, SYSTEMS, TESSERA, System, start_ours
 from benchmarks.peers.gguf_file import ensure_gguf, gguf_name, interleaved
@@ -82,18 +82,26 @@ def test_what_a_load_came_to() -> None:
     assert found.tokens_per_second == 4 / 2.25
     assert (found.requests, found.output_tokens, found.memory_bytes) == (2, 5, 7)
     assert (found.first_token_p50_seconds, found.first_token_p99_seconds) == (1.0, 2.0)
-    assert (found.token_p50_seconds, found.token_p99_seconds) == (0.5, 1.0)
+    assert (found.token_p50_seconds, found.token_p99_seconds) == (0.25, 0.75)
+    assert found.gap_p99_seconds == 1.0
+    assert found.decode_tokens_per_second == 1 / 0.25
     with pytest.raises(ValueError, match="no request"):
         summarise(load, Served(0.0, 1.0, ()), 0)
 
 
-def measured(tokens_per_second: float) -> Measured:
-    return Measured(1, 1, tokens_per_second, 0.0, 0.0, 0.0, 0.0, 0)
+def test_decoding_is_timed_while_every_client_decodes() -> None:
+    """Two clients: together from 2 to 4 s, in which three tokens of one come and two of the other,
+    the ends of that time counted at its end alone."""
+    answers = [(0.0, 1.0, 2.5, 3.0, 4.0), (2.0, 3.5, 4.0, 6.0)]
+    assert decode_rate(answers, 2) == 5 / 2
+    assert decode_rate(answers, 3) is None
+    assert decode_rate([(1.0, 2.0, 3.0)], 1) == 1.0
+    # Tokens that come together count as many.
+    assert decode_rate([(1.0, 3.0, 3.0, 3.0, 5.0)], 1) == 1.0
 
 
 def test_a_ratio_is_taken_within_a_turn() -> None:
-    ours, theirs = map(measured, (10.0, 30.0, 20.0)), map(measured, (5.0, 10.0, 20.0))
-    found = ratio(list(ours), list(theirs))
+    found = ratio([10.0, 30.0, 20.0], [5.0, 10.0, 20.0])
     assert found == Spread(median=2.0, least=1.0, most=3.0)
     assert found.text(1) == "2.0 (1.0–3.0)"
     assert Spread.of([1.25]).text(2) == "1.25"

@@ -29,7 +29,7 @@ IDLE = Load(0, 0, 0)
 def test_a_server_comes_through_mixed_traffic(tmp_path: Path) -> None:
     model = ensure_random_llama(LLAMA_TINY)
     soaked, faults = run(
-        model, System(OURS, tp=2), tmp_path / "log", 6, lambda: lambda begun: begun < 150, 1e9
+        model, System(OURS, tp=2), tmp_path / "log", 6, lambda: lambda begun: begun < 60, 1e9
     )
     assert faults == []
     done = soaked.tally.done

@@ -56,20 +56,40 @@ class Case:
 
     def ratios(self) -> dict[tuple[str, str], Spread]:
         """Throughput of each layout of ours beside that of each peer."""
+        rates = {label: [r.tokens_per_second for r in runs] for label, runs in self.runs.items()}
+        return {(a, b): ratio(rates[a], rates[b]) for a, b in self._pairs()}
+
+    def decode_ratios(self) -> dict[tuple[str, str], Spread]:
+        """The same of decoding, for those pairs where it is known of every turn."""
+        rates = {
+            label: [r.decode_tokens_per_second for r in runs] for label, runs in self.runs.items()
+        }
+        known = {
+            label: [rate for rate in found if rate is not None] for label, found in rates.items()
+        }
+        return {
+            (a, b): ratio(known[a], known[b])
+            for a, b in self._pairs()
+            if None not in rates[a] and None not in rates[b]
+        }
+
+    def _pairs(self) -> list[tuple[str, str]]:
         ours = [label for label in self.runs if label.startswith(OURS)]
-        peers = [label for label in self.runs if label not in ours]
-        return {(a, b): ratio(self.runs[a], self.runs[b]) for a in ours for b in peers}
+        return [(a, b) for a in ours for b in self.runs if b not in ours]
 
-    def decode_tokens_per_second(self, label: str) -> Spread:
-        """By the median time between tokens: steps in which prompts were computed count little.
-        Only true where all requests are alike."""
-        return Spread.of([self.clients / run.token_p50_seconds for run in self.runs[label]])
+    def decode_tokens_per_second(self, label: str) -> Spread | None:
+        """None where the clients of a turn never decoded all at once."""
+        rates = [run.decode_tokens_per_second for run in self.runs[label]]
+        known = [rate for rate in rates if rate is not None]
+        return Spread.of(known) if len(known) == len(rates) else None
 
-    def share_of_bandwidth(self, label: str, bytes_per_second: float) -> float:
+    def share_of_bandwidth(self, label: str, bytes_per_second: float) -> float | None:
         """A decode step reads the weights once, whatever the batch: how much of the memory's
-        bandwidth that comes to at the median time between tokens."""
-        seconds = median(run.token_p50_seconds for run in self.runs[label])
-        return self.weight_bytes / seconds / bytes_per_second
+        bandwidth that comes to."""
+        rate = self.decode_tokens_per_second(label)
+        if rate is None:
+            return None
+        return self.weight_bytes * rate.median / self.clients / bytes_per_second
 
     def to_json(self, bytes_per_second: float) -> dict[str, Any]:
         return {
@@ -85,9 +105,14 @@ class Case:
                 }
                 for label, runs in self.runs.items()
             },
-            "ratios": {f"{a} / {b}": asdict(spread) for (a, b), spread in self.ratios().items()},
+            "ratios": _named(self.ratios()),
+            "decode_ratios": _named(self.decode_ratios()),
             "failures": dict(self.failures),
         }
+
+
+def _named(ratios: Mapping[tuple[str, str], Spread]) -> dict[str, Any]:
+    return {f"{a} / {b}": asdict(spread) for (a, b), spread in ratios.items()}
 
 
 @dataclass(frozen=True)

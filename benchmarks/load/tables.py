@@ -25,28 +25,27 @@ def _print_case(case: Case, bandwidth: float, console: Console) -> None:
         f"{case.model}, {case.load} load, {case.clients} clients: "
         f"{case.weight_bytes / MIB:.0f} MiB of weights a step",
     )
-    alike, alone = case.load == "decode", case.clients == 1
-    columns = "system|tokens/s|first ms|p99|per token ms|p99|peak MiB"
-    columns += "|decode tokens/s" if alike else ""
-    columns += "|of bandwidth" if alone else ""
+    columns = "system|tokens/s|decode|first ms|p99|token ms|p99|gap p99|peak MiB"
+    columns += "|of bandwidth" if case.clients == 1 else ""
     columns += "|communication" if case.communication else ""
     table = make_table(columns, left=1)
     for label, runs in case.runs.items():
+        decode = case.decode_tokens_per_second(label)
         cells = [label, Spread.of([run.tokens_per_second for run in runs]).text(1)]
+        cells.append(decode.text(1) if decode else "–")
         cells += _milliseconds(runs)
         cells.append(f"{max(run.memory_bytes for run in runs) / MIB:.0f}")
-        if alike:
-            cells.append(case.decode_tokens_per_second(label).text(1))
-        if alone:
-            cells.append(f"{case.share_of_bandwidth(label, bandwidth):.0%}")
+        if case.clients == 1:
+            cells.append(_percent(case.share_of_bandwidth(label, bandwidth)))
         if case.communication:
-            share = case.communication.get(label)
-            cells.append("–" if share is None else f"{share:.1%}")
+            cells.append(_percent(case.communication.get(label)))
         table.add_row(*cells)
     write_table(console, table)
-    ratios = make_table("tokens/s|ratio", left=1)
-    for (ours, peer), spread in case.ratios().items():
-        ratios.add_row(f"{ours} / {peer}", spread.text(2))
+    ratios = make_table("ratio|tokens/s|decode", left=1)
+    decode_ratios = case.decode_ratios()
+    for pair, spread in case.ratios().items():
+        decode = decode_ratios.get(pair)
+        ratios.add_row(" / ".join(pair), spread.text(2), decode.text(2) if decode else "–")
     if ratios.row_count:
         write_table(console, ratios)
     for label, reason in case.failures.items():
@@ -60,4 +59,9 @@ def _milliseconds(runs: Sequence[Measured]) -> list[str]:
         f"{median(run.first_token_p99_seconds for run in runs) * 1e3:.0f}",
         f"{median(run.token_p50_seconds for run in runs) * 1e3:.1f}",
         f"{median(run.token_p99_seconds for run in runs) * 1e3:.1f}",
+        f"{median(run.gap_p99_seconds for run in runs) * 1e3:.0f}",
     ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

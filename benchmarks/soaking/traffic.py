@@ -22,6 +22,9 @@ _BUSY = 429
 _PAUSE_SECONDS = 0.25
 """Before a client that was refused does something else."""
 
+_Action = tuple[int, str, Callable[[], Awaitable[None]]]
+"""Weight, name, what is done."""
+
 
 @dataclass
 class Tally:
@@ -43,7 +46,8 @@ class Traffic:
         self._random = random.Random(seed)
         self._shared = self._ids(context_tokens // 2)
         self.tally = Tally()
-        self._actions: tuple[tuple[int, str, Callable[[], Awaitable[None]]], ...] = (
+        self._deck: list[_Action] = []
+        self._actions: tuple[_Action, ...] = (
             (6, "stream", self._stream),
             (4, "whole", self._whole),
             (5, "cancelled", self._cancel),
@@ -54,10 +58,17 @@ class Traffic:
             (1, "burst", self._burst_of),
         )
 
+    @property
+    def round(self) -> int:
+        """So many actions have all kinds among them, each as often as its weight says."""
+        return sum(weight for weight, _, _ in self._actions)
+
     async def act(self) -> None:
-        """One action, chosen by weight. Whatever it shouldn't meet is noted, never raised."""
-        weights = [weight for weight, _, _ in self._actions]
-        _, name, action = self._random.choices(self._actions, weights)[0]
+        """The next action. Whatever it shouldn't meet is noted, never raised."""
+        if not self._deck:
+            self._deck = [action for action in self._actions for _ in range(action[0])]
+            self._random.shuffle(self._deck)
+        _, name, action = self._deck.pop()
         try:
             await action()
             self.tally.done[name] += 1
