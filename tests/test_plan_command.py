@@ -52,6 +52,20 @@ def test_json_holds_the_contract(spelling: str) -> None:
     assert plan["ttft_ms"] > 0 and plan["tpot_ms"] > 0 and plan["tokens_per_second"] > 0
 
 
+def test_a_cache_in_eight_bits_has_room_for_nearly_twice_the_tokens() -> None:
+    """64 elements of 2 bytes, or of one and a scale of 2, for each vector."""
+    command = ("cluster=8xh100", "tp=1", "memory_gib=12", "engine.requests=256", "output=json")
+    plans = [
+        json.loads(run("plan", *command, *more).stdout)["plans"][0]
+        for more in ([], ["precision.kv_cache=int8"])
+    ]
+    assert plans[1]["precision"]["kv_cache"] == "int8"
+    sizes = [p["ranks"][0]["memory_bytes"]["kv_cache"] / p["kv_cache_tokens"] for p in plans]
+    assert sizes == pytest.approx([30 * 2 * 3 * 128, 30 * 2 * 3 * 66], rel=1e-3)
+    tokens = [p["kv_cache_tokens"] for p in plans]
+    assert tokens[1] / tokens[0] == pytest.approx(128 / 66, rel=0.01)
+
+
 def test_stages_with_their_own_degrees() -> None:
     done = run("plan", "stage_tp=[2,1]", "stages=[20,10]", "dp=2", "output=json")
     assert done.returncode == 0, done.stderr
@@ -129,6 +143,7 @@ def test_table_names_bytes_by_cause_and_communication() -> None:
         (["cluster=9xh100"], ["unknown cluster", "8xh100"]),
         (["cluster=8xh100", "tp=9"], ["rank 8 has no device", "8"]),
         (["precision.weights=bf15"], ["bf15", "bf16"]),
+        (["precision.kv_cache=int4"], ["precision.kv_cache 'int4'", "did you mean 'int8'"]),
         (["tp=2", "memory_gib=0.3"], ["doesn't fit", "budget", "memory_gib="]),
         (["memory_gib=0"], ["memory_gib=0"]),
         (["workload.concurrency=0"], ["workload.concurrency=0"]),
