@@ -34,6 +34,7 @@ def plan_for(
     step_tokens: int = 32,
     requests: int = 4,
     memory_gib: float = 2.0,
+    sequence_parallel: str = "auto",
 ) -> Plan:
     spec = load_spec(Path(model), weights=True)
     layout = Layout.make(spec, degrees, stages, heads)
@@ -41,7 +42,12 @@ def plan_for(
         layout,
         load_cluster("local", CLUSTERS, ranks=degrees.world_size),
         choose_formats(spec, weights),
-        EngineLimits(step_tokens, requests, context_tokens=min(spec.context_tokens, 512)),
+        EngineLimits(
+            step_tokens,
+            requests,
+            context_tokens=min(spec.context_tokens, 512),
+            sequence_parallel=sequence_parallel,
+        ),
         Workload(16, 16, 1),
         Budget(memory_gib),
     )
@@ -93,9 +99,9 @@ def generate(
     """Tokens on leaders; every rank reports its bytes. The first step's logits go to a file.
     `degrees` are the fields of `Degrees`."""
     torch.set_num_threads(1)
-    device = CpuDevice(1)
     tp, pp, dp, stage_tp = degrees
     plan = plan_for(model, Degrees(tp, pp, dp, stage_tp and tuple(stage_tp)), **planning)
+    device = CpuDevice(1, plan.limits.native(plan.cluster.device(rank).type))
     job = RankJob(plan, rank, device, MeshOptions(collectives, 60.0, plan.batches))
     try:
         job.load(lambda _: None)

@@ -4,8 +4,9 @@ the plan."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from parallel.sharding.loader import ShardReader
 from parallel.sharding.weights import Weights
 from tests.checkpoints import CONFIGS, SMALL, make_checkpoint
 from tests.engine_case import plan_for
+from tests.rank_pool import RankPool
 
 PACKS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 CPU = probe_local(1).device(0).type
@@ -231,3 +233,33 @@ def test_a_packed_rank_holds_what_the_plan_says(
         assert len(weights.tensors) == before - 4 * plan.layout.spec.layers - 1
     elif PACKS and tied:
         assert len(weights.tensors) == before - 4 * plan.layout.spec.layers
+
+
+@pytest.mark.parametrize("degrees", [Degrees(), Degrees(2)] if NATIVE else [], ids=str)
+def test_tokens_in_bf16_are_those_of_each_request_alone(
+    degrees: Degrees, pool: RankPool, tmp_path: Path
+) -> None:
+    """To the last bit of their probabilities: prompts are cut elsewhere in company, and batches
+    have other sizes."""
+    path = make_checkpoint("qwen2-tied-window", tmp_path, "bfloat16")
+    generator = torch.Generator().manual_seed(3)
+    sampling = {"max_tokens": 24, "ignore_eos": True, "logprobs": 0}
+    requests = [
+        {"prompt": torch.randint(3, 96, (n,), generator=generator).tolist(), "sampling": sampling}
+        for n in (37, 5, 1, 70, 12)
+    ]
+
+    def run(chosen: list[dict[str, Any]]) -> tuple[list[list[int]], list[list[float]]]:
+        answer = pool.run(
+            "tests.engine_case:generate",
+            degrees.world_size,
+            model=str(path),
+            degrees=astuple(degrees),
+            requests=chosen,
+        )[0]
+        return answer["tokens"], answer["logprobs"]
+
+    together = run(requests)
+    alone = [run([request]) for request in requests]
+    assert together == ([t for (t,), _ in alone], [p for _, (p,) in alone])
+    assert all(isinstance(p, float) for sequence in together[1] for p in sequence)
