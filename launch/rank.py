@@ -115,7 +115,9 @@ def _start(
     """A rank that is loaded and warm. `joined` is set as soon as the lifeline watches over it."""
     rank, local_rank = rank_numbers()
     native = plan.limits.native(plan.cluster.device(rank).type)
-    device = select_device(settings.device.value, local_rank, local_threads(settings), native)
+    compiled = plan.limits.kernels != "portable"
+    kind, threads = settings.device.value, local_threads(settings)
+    device = select_device(kind, local_rank, threads, native, compiled)
     device.activate()
     options = MeshOptions(
         collectives=settings.collectives.value,

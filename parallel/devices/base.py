@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,6 +97,8 @@ class Device(ABC):
     native = False
     capability: tuple[int, int] | None = None
     """CUDA's compute capability; None on other devices, and where nothing is computed."""
+    uncompiled: str = "it gains nothing here"
+    """Why `compile` gives back what it is given; empty where it does compile."""
     kind: str
     name: str
     torch_device: torch.device
@@ -128,6 +131,10 @@ class Device(ABC):
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that `upload` copies from without waiting, where the device can."""
 
+    def array(self, host: torch.Tensor) -> NDArray[Any]:
+        """A host buffer as an array to write to."""
+        return host.numpy()
+
     @abstractmethod
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Copies `host` into `out` on the device, in stream order, and returns `out`."""
@@ -137,7 +144,7 @@ class Device(ABC):
         return torch.as_tensor(values, dtype=dtype)
 
     def compile(self, run: Callable[P, T]) -> Callable[P, T]:
-        """`run` made into fewer kernels where the device gains by it, else itself."""
+        """`run` made into fewer kernels where the device gains by it, else `run` itself."""
         return run
 
     def capture(self, run: Callable[[], None]) -> Graph | None:

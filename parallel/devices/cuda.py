@@ -75,22 +75,23 @@ class CudaGraph(Graph):
         self._graph.replay()
 
 
-def compiles() -> str | None:
-    """Why nothing can be compiled for the GPU here; None where it can. Triton needs a C compiler
-    when it runs, for the launchers of its kernels (triton-lang.org, "Installation")."""
+def compiler_lacks() -> str:
+    """Why nothing can be compiled for the GPU here, empty where it can. Triton needs a C compiler
+    when it runs, for the launchers of its kernels (https://triton-lang.org, "Installation")."""
     if find_spec("triton") is None:
         return "the package triton is missing"
     if "CC" not in os.environ and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return "there is no C compiler, which triton needs"
-    return None
+        return "triton needs a C compiler, and there is none"
+    return ""
 
 
 class CudaDevice(Device):
     kind = "cuda"
     immediate = False
 
-    def __init__(self, index: int):
+    def __init__(self, index: int, compiled: bool = True):
         self.torch_device = torch.device("cuda", index)
+        self.uncompiled = compiler_lacks() if compiled else "engine.kernels=portable"
         self.capability = torch.cuda.get_device_capability(index)
         self._anchor: Anchor | None = None
         self._resident = ResidentMemory()
@@ -111,11 +112,9 @@ class CudaDevice(Device):
         return host.to(self.torch_device, non_blocking=True)
 
     def compile(self, run: Callable[P, T]) -> Callable[P, T]:
-        """One kernel for any number of rows."""
-        if compiles() is not None:
-            return run
-        compiled: Callable[P, T] = torch.compile(run, dynamic=True, fullgraph=True)
-        return compiled
+        """Compiled at the first call, for any number of rows at the second one with another number;
+        warm-up makes those calls, and a graph is captured after its own first run."""
+        return run if self.uncompiled else torch.compile(run)
 
     def capture(self, run: Callable[[], None]) -> Graph | None:
         """All graphs share one pool: none runs beside another. Other threads (the watchdog's) go on

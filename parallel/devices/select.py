@@ -11,10 +11,15 @@ from parallel.errors import HardwareError
 
 
 def select_device(
-    kind: str, local_rank: int, threads: int | None = None, native: bool = False
+    kind: str,
+    local_rank: int,
+    threads: int | None = None,
+    native: bool = False,
+    compiled: bool = True,
 ) -> Device:
     """`kind` is 'auto' (CUDA where there is any), 'cpu' or 'cuda'; the GPU is the local rank's.
-    `native`: a CPU's products, norms and attention are those of `devices/native`.
+    `native`: a CPU's products, norms and attention are those of `devices/native`; `compiled`: what
+    lies between a GPU's products is compiled where that can be.
 
     Raises `HardwareError` when this rank has no GPU of its own."""
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
@@ -30,4 +35,4 @@ def select_device(
             f"local rank {local_rank} has no GPU: this host has {count}; start at most {count} "
             "ranks per host, or say device=cpu"
         )
-    return CudaDevice(local_rank)
+    return CudaDevice(local_rank, compiled)

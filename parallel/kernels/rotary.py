@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from parallel.architecture.rotary import inverse_frequencies
 from parallel.architecture.spec import Rotary
 from parallel.kernels.step import StepInput
+
+Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class RotaryEmbedding:
@@ -19,6 +23,7 @@ class RotaryEmbedding:
         )
         scaling = rotary.scaling
         self.amplitude = scaling.attention_factor if scaling else 1.0
+        self.rotate: Rotate = rotate
 
     def tables(self, step: StepInput, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, each [T, 1, dim]."""
@@ -34,11 +39,12 @@ class RotaryEmbedding:
         cos, sin = self.tables(step, x.dtype)
         dim = self.rotary.dim
         if dim == x.shape[-1]:
-            return _rotate(x, cos, sin)
+            return self.rotate(x, cos, sin)
         turned, kept = x.split([dim, x.shape[-1] - dim], dim=-1)
-        return torch.cat((_rotate(turned, cos, sin), kept), dim=-1)
+        return torch.cat((self.rotate(turned, cos, sin), kept), dim=-1)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [T, H, dim], cos and sin [T, 1, dim] → [T, H, dim]."""
     left, right = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((-right, left), dim=-1), sin)

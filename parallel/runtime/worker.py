@@ -128,7 +128,10 @@ class Worker:
             return []
         forms = self._builder.attention_forms.items()
         lines = [f"attention: {form} ({reason})" for form, reason in forms]
-        return [*lines, f"graphs: {self.graphs.describe()}"]
+        what = "norms, activations, rotary positions"
+        why = self.device.uncompiled
+        compiled = f"nothing ({why})" if why else what
+        return [*lines, f"compiled: {compiled}", f"graphs: {self.graphs.describe()}"]
 
     @torch.inference_mode()
     def run(self, message: StepMessage) -> StepResult:
