@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.offline import Batch
 from launch.rank import Host, RouterAt
-from parallel.collectives.links import own_address
+from parallel.collectives.addresses import own_address
 from parallel.errors import RunError
 from parallel.requests.router import Router
 from parallel.requests.wire import listen

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 
-from launch.entry import CONFIGS
+from launch.entry import CONFIGS, under_torchrun
 from launch.schema import Collectives, PlanKeys, RunKeys
 from parallel.architecture.checkpoint import load_spec
 from parallel.architecture.spec import ModelSpec
@@ -17,6 +17,7 @@ from parallel.errors import LayoutError
 from parallel.hardware.catalogue import depends_on_ranks, load_cluster
 from parallel.hardware.facts import Cluster
 from parallel.hardware.known import KnownDevice, known_devices
+from parallel.hardware.probe import hosts_like
 from parallel.layout.degrees import Degrees
 from parallel.planner.formats import Formats, choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
@@ -25,6 +26,7 @@ from parallel.planner.search import Outcome, Planner, Wanted
 from parallel.planner.targets import Targets
 
 CLUSTERS = CONFIGS / "clusters"
+LOCAL = "local"
 
 
 def model_spec(settings: PlanKeys, directory: Path | None = None) -> ModelSpec:
@@ -58,10 +60,18 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
 
 
 def _cluster(settings: PlanKeys, known: dict[str, KnownDevice], ranks: int | None) -> Cluster:
-    """A run over gloo alone is planned so: in time, and in what its collectives hold."""
-    cluster = load_cluster(settings.cluster, CLUSTERS, ranks, known)
+    """A run over gloo alone is planned so: in time, and in what its collectives hold. Of hosts that
+    torchrun has started this one is known, the others are taken to be like it."""
+    hosts = host_count() if settings.cluster == LOCAL else 1
+    here = ranks if ranks is None else ranks // hosts
+    cluster = hosts_like(load_cluster(settings.cluster, CLUSTERS, here, known), hosts)
     gloo = isinstance(settings, RunKeys) and settings.collectives is Collectives.gloo
     return without_shared_memory(cluster) if gloo else cluster
+
+
+def host_count() -> int:
+    """Hosts of this run, by torchrun; 1 without it."""
+    return max(1, int(os.environ.get("GROUP_WORLD_SIZE", "1"))) if under_torchrun() else 1
 
 
 def without_shared_memory(cluster: Cluster) -> Cluster:

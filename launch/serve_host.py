@@ -12,7 +12,7 @@ from typing import Any
 from launch.rank import Host, RouterAt, leave
 from launch.running import show_report
 from launch.schema import ServeCommand
-from parallel.collectives.links import own_address
+from parallel.collectives.addresses import own_address
 from parallel.errors import RunError
 from parallel.planner.plan import Plan
 from parallel.server.process import spawn_front

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from parallel.collectives.addresses import (
+    choose_gloo_interface,
+    own_address,
+    own_interface,
+)
 from parallel.collectives.choice import (
     WORKSPACE_BYTES,
     RankFacts,
@@ -70,7 +76,9 @@ def test_a_failed_build_falls_back_to_gloo_and_says_so(pool: RankPool, tmp_path:
     answers = pool.run(f"{CASES}:failed_build", 2, degrees=[2, 1, 1], cache=str(tmp_path))
     for answer in answers:
         assert answer["backend"] == "gloo" and answer["sum"] == 3.0
-        assert "building DeepSpeed's shared-memory all-reduce failed (the log is " in answer["reason"]
+        assert (
+            "building DeepSpeed's shared-memory all-reduce failed (the log is " in answer["reason"]
+        )
     assert [p.read_text() != "" for p in tmp_path.glob("extensions/*/build.log")] == [True]
 
 
@@ -139,3 +147,20 @@ def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASTER_PORT", str(port))
         with pytest.raises(RunError, match=f"couldn't join the job at 127.0.0.1:{port}: .*in use"):
             Mesh.create(Degrees(2), 0, CpuDevice(), Ledger(), MeshOptions(timeout_seconds=5))
+
+
+def test_hosts_meet_where_the_way_to_the_master_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master on loopback is reached over loopback, whose interface has its address."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    # Set, so that what was there before comes back in the end.
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    assert own_address() == "127.0.0.1"
+    assert own_interface() == "lo"
+    choose_gloo_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "given")
+    choose_gloo_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "given"

@@ -12,7 +12,7 @@ from parallel.errors import HardwareError
 from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.known import known_devices
 from parallel.hardware.limits import memory_limit_bytes, usable_cores
-from parallel.hardware.probe import SHARED_MEMORY, probe_local
+from parallel.hardware.probe import NETWORK, SHARED_MEMORY, hosts_like, probe_local
 from parallel.units import GIB
 
 CLUSTERS = Path(__file__).parents[1] / "configs" / "clusters"
@@ -263,3 +263,12 @@ def test_a_driver_that_fails_is_named() -> None:
     with pytest.raises(HardwareError, match="GPU is lost"):
         probe_local(nvml=nvml, environment={})
     assert nvml.open == 0
+
+
+def test_hosts_like_this_one_are_joined_by_a_network() -> None:
+    machine = probe_local(2, known=known_devices(CLUSTERS / "devices"), nvml=FakeNvml())
+    assert hosts_like(machine, 1) is machine
+    three = hosts_like(machine, 3)
+    assert [device.node for device in three.devices] == [0, 0, 1, 1, 2, 2]
+    assert three.slowest_link((1, 2), "all_reduce") == NETWORK
+    assert three.slowest_link((0, 1), "all_reduce") == machine.nodes[0].link

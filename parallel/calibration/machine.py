@@ -31,7 +31,7 @@ from parallel.calibration.overheads import (
 from parallel.calibration.points import rounded
 from parallel.hardware.catalogue import read_cluster
 from parallel.hardware.facts import Cluster, DeviceType, Link, Node
-from parallel.hardware.probe import LOOPBACK
+from parallel.hardware.probe import LOOPBACK, NETWORK
 from parallel.precision import precision
 
 Json = dict[str, Any]
@@ -55,7 +55,7 @@ def fit_cluster(name: str, measures: Sequence[Json]) -> tuple[Cluster, Json]:
         nodes.append(_joined(replace(base, devices=(device,) * len(own)), groups, errors))
     network = None
     if len(nodes) > 1:
-        network = _fitted(replace(LOOPBACK, kind="network"), groups, "network", None, errors)
+        network = _fitted(NETWORK, groups, "network", None, errors)
     return Cluster(name, tuple(nodes), network), errors
 
 

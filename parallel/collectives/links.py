@@ -7,6 +7,7 @@ import secrets
 import socket
 from threading import Timer
 
+from parallel.collectives.addresses import own_address
 from parallel.collectives.mesh import Mesh
 from parallel.errors import RunError
 from parallel.requests.wire import Channel, PeerLost, connect, listen
@@ -59,14 +60,3 @@ def _noticing_lost_hosts(channel: Channel) -> Channel:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
     return channel
-
-
-def own_address() -> str:
-    """The address at which the other ranks reach this host: that of the way to the job's master,
-    loopback when all ranks are on this host."""
-    master = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
-        return "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))
-        return str(probe.getsockname()[0])

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from parallel.collectives.addresses import choose_gloo_interface
 from parallel.collectives.choice import RankFacts, choose_all_reduce
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.exchange import Exchange
@@ -129,6 +130,8 @@ class Mesh:
 
 def _join(rank: int, world: int, device: Device, options: MeshOptions) -> Store:
     timeout = timedelta(seconds=options.timeout_seconds)
+    if device.kind == "cpu":
+        choose_gloo_interface()
     try:
         store, _, _ = next(rendezvous("env://", rank, world, timeout=timeout))
         dist.init_process_group(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from parallel.errors import HardwareError
@@ -56,6 +57,18 @@ LOOPBACK = Link(
     base_seconds=400e-6,
 )
 """TCP on one host (gloo): an all-reduce of 2 ranks took 0.5 ms to 64 KiB, 24 ms at 16 MiB."""
+
+
+NETWORK = replace(LOOPBACK, kind="network")
+"""Between hosts of which nothing is known but that they reach each other."""
+
+
+def hosts_like(machine: Cluster, count: int) -> Cluster:
+    """So many hosts like a machine of one node, `machine` itself where it is one."""
+    if count == 1:
+        return machine
+    (node,) = machine.nodes
+    return Cluster(machine.name, (node,) * count, NETWORK)
 
 
 def probe_local(

@@ -22,6 +22,7 @@ from parallel.calibration.products import measure_products
 from parallel.collectives.mesh import MeshOptions
 from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
+from parallel.hardware.probe import hosts_like
 from parallel.hardware.writing import cluster_document
 from parallel.runtime.job import RankJob
 from parallel.runtime.joint_timing import measure_joint
@@ -52,20 +53,30 @@ def measure_rank(
     budget_seconds: float,
     advance: Advance,
 ) -> list[Json]:
-    """Measures of all ranks, on each of them. `cluster` is the machine as it is known before;
-    `advance` is told what is measured, and the share of the whole that is done."""
-    job = RankJob(step_plan(ranks, cluster), rank, device, options, make_worker=RandomWorker)
+    """Measures of all ranks, on each of them. `cluster` is this host as it is known before, the
+    others are taken to be like it; `advance` is told what is measured, and the share of the whole
+    that is done."""
+    hosts = hosts_like(cluster, ranks // len(cluster.devices))
+    job = RankJob(step_plan(ranks, hosts), rank, device, options, make_worker=RandomWorker)
     try:
         job.load(lambda _: None)
-        measures = _Measures(job, cluster, budget_seconds, advance).all()
+        measures = _Measures(job, cluster, hosts, budget_seconds, advance).all()
         return job.mesh.exchange.collect("calibration/measures", measures)
     finally:
         job.close()
 
 
 class _Measures:
-    def __init__(self, job: RankJob, cluster: Cluster, budget_seconds: float, advance: Advance):
+    def __init__(
+        self,
+        job: RankJob,
+        cluster: Cluster,
+        hosts: Cluster,
+        budget_seconds: float,
+        advance: Advance,
+    ):
         self.job, self.cluster, self.device = job, cluster, job.device
+        self.hosts = hosts
         self._seconds, self._advance = budget_seconds, advance
         self.peers = Peers(job.mesh.exchange)
         self.node = int(os.environ.get("GROUP_RANK", "0"))
@@ -91,9 +102,7 @@ class _Measures:
             self._budget("layers"),
             self._progress("layers"),
         )
-        joint = measure_joint(
-            self.job.mesh, self.peers, self.cluster, cold, self._budget("joint")
-        )
+        joint = measure_joint(self.job.mesh, self.peers, self.hosts, cold, self._budget("joint"))
         self._progress("joint")(1.0)
         groups = list(self._groups())
         return {

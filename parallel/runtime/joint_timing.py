@@ -24,6 +24,8 @@ from parallel.runtime.rehearsal import Geometry, RandomWorker, random_plan
 CASES = (StepCase(1, 128), StepCase(4, 128), StepCase(16, 128), StepCase(1, 128, 128))
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 25
 _VOCABULARY = 64
+_RUNS = 2
+"""Of the three, those that run collectives."""
 _PER_LAYER = 2
 """Collectives of a layer: after attention and after the FFN."""
 
@@ -35,7 +37,9 @@ def measure_joint(
     ranks = mesh.tp.size
     if ranks == 1:
         return []
-    stage = _JointStage(mesh, cluster, cold_bytes)
+    seconds = max(peers.most(_collective_seconds(mesh)))
+    affordable = int(budget_seconds / (len(CASES) * _LEAST_ROUNDS * _RUNS * _PER_LAYER * seconds))
+    stage = _JointStage(mesh, cluster, cold_bytes, max(2, affordable))
     points = [stage.measure(case, peers, budget_seconds / len(CASES)) for case in CASES]
     return [
         JointPoint(
@@ -46,11 +50,24 @@ def measure_joint(
     ]
 
 
+def _collective_seconds(mesh: Mesh) -> list[float]:
+    """Of a few small ones, one after the other."""
+    array = mesh.device.zeros((1, 1024), torch.bfloat16)
+    found = []
+    for _ in range(_LEAST_ROUNDS):
+        mesh.device.synchronize()
+        began = time.monotonic()
+        mesh.tp.all_reduce(array, "ffn")
+        mesh.device.synchronize()
+        found.append(time.monotonic() - began)
+    return [median(found)]
+
+
 class _JointStage:
-    def __init__(self, mesh: Mesh, cluster: Cluster, cold_bytes: int):
+    def __init__(self, mesh: Mesh, cluster: Cluster, cold_bytes: int, most_layers: int):
         ranks = mesh.tp.size
         geometry = Geometry(1024, 8 * ranks, 2 * ranks, 1408 * ranks)
-        layers = max(2, -(-cold_bytes * ranks // geometry.layer_bytes))
+        layers = max(2, min(most_layers, -(-cold_bytes * ranks // geometry.layer_bytes)))
         self.plan = random_plan(geometry, layers, _VOCABULARY, Degrees(tp=ranks), cluster)
         self.mesh, self.device = mesh, mesh.device
         self.worker = RandomWorker(self.plan, mesh.rank, mesh, mesh.device, Ledger())
