@@ -29,6 +29,7 @@ from parallel.kernels.attention_form import Wanted
 from parallel.kernels.cache import LayerCache
 from parallel.kernels.step import StepInput
 from parallel.layout.heads import head_map
+from parallel.planner.memory import FLASHINFER_BYTES
 from tests.cuda_kernels import (
     Flash2Module,
     Flash3Module,
@@ -178,7 +179,7 @@ def test_layers_of_one_shape_are_planned_once_a_step() -> None:
             course.done += count
     assert [w.plans for w in module.made] == [1, 1, 2, 2]
     assert len({w.workspace.data_ptr() for w in module.made}) == 1
-    assert module.made[0].workspace.nbytes == flashinfer.WORKSPACE_BYTES
+    assert module.made[0].workspace.nbytes == FLASHINFER_BYTES
     assert all(w.tensor_cores for w in module.made[2:])
 
 

@@ -14,7 +14,7 @@ from parallel.devices.cuda import CudaDevice
 from parallel.devices.fake import FakeCudaDevice
 from parallel.devices.process import reset_peak_rss, status_bytes
 from parallel.devices.select import select_device
-from parallel.errors import HardwareError
+from parallel.errors import CaptureError, HardwareError
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -144,6 +144,47 @@ def test_cuda_memory_is_the_allocators(
     memory = fake_gpu.memory_in_use()
     assert (memory.allocated_bytes, memory.reserved_bytes) == (7, 9)
     assert memory.resident_bytes > 0
+
+
+def test_graphs_share_a_pool_and_a_stream(
+    fake_gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads may ask events while one is captured; what can't be captured says why."""
+    given: list[tuple[object, ...]] = []
+    graphs = cuda.torch.cuda
+
+    class Capture:
+        def __init__(
+            self, graph: object, pool: object, stream: object, *, capture_error_mode: str
+        ) -> None:
+            given.append((pool, stream, capture_error_mode))
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    class Recorded:
+        replays = 0
+
+        def replay(self) -> None:
+            Recorded.replays += 1
+
+    monkeypatch.setattr(graphs, "graph", Capture)
+    monkeypatch.setattr(graphs, "CUDAGraph", Recorded)
+    monkeypatch.setattr(graphs, "graph_pool_handle", object)
+    monkeypatch.setattr(graphs, "Stream", lambda device: ("stream of", device))
+    ran: list[int] = []
+    first, _ = (fake_gpu.capture(lambda n=n: ran.append(n)) for n in range(2))
+    assert first is not None and ran == [0, 1] and Recorded.replays == 0
+    first.replay()
+    assert Recorded.replays == 1 and given[0] == given[1]
+    assert given[0][1:] == (("stream of", torch.device("cuda:0")), "thread_local")
+
+    def fails() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(CaptureError, match="gpu 0 can't capture this: operation not permitted"):
+        fake_gpu.capture(fails)
 
 
 def test_fake_cuda_allocates_nothing_and_keeps_shapes() -> None:

@@ -60,6 +60,9 @@ class Watchdog:
         return cls(mesh.rank, communicators, exchange, timeout_seconds, expired)
 
     def _watch(self) -> None:
+        if self._communicators:
+            # CUDA takes a context on the first GPU for a thread that hasn't said which is its own.
+            self._communicators[0].device.activate()
         while self._communicators and not self._stopped.wait(BEAT_SECONDS):
             self._beat()
             for communicator in self._communicators:

@@ -22,10 +22,8 @@ from parallel.kernels.attention_cuda import CudaAttention, kernel_refuses
 from parallel.kernels.attention_form import Wanted
 from parallel.kernels.cache import LayerCache
 from parallel.kernels.step import StepInput
-from parallel.units import MIB
+from parallel.planner.memory import FLASHINFER_BYTES
 
-WORKSPACE_BYTES = 128 * MIB
-"""As recommended; shared by all wrappers, which run one after the other. Each holds 8 MiB more."""
 _HEAD_DIMS = (64, 128, 256)
 _FEW_QUERIES = (1, 2)
 """Queries per KV head that are served faster without tensor cores; some others only with them."""
@@ -93,7 +91,7 @@ class FlashInferAttention(CudaAttention):
         self._heads = (self.kv_heads * self.group, self.kv_heads, wanted.facts.head_dim)
         self._kind = (*self._heads, self.left, self.scale)
         self._workspace = wanted.device.kept(
-            "flashinfer", lambda: wanted.device.zeros((WORKSPACE_BYTES,), torch.uint8)
+            "flashinfer", lambda: wanted.device.zeros((FLASHINFER_BYTES,), torch.uint8)
         )
 
     def attend(

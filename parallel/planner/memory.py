@@ -20,6 +20,8 @@ _NCCL_BYTES = ((2, 342 * MIB), (3, 392 * MIB))
 """By the least number of ranks: reported on H100 for two, and for four to eight."""
 _WORKSPACE_BYTES = 66 * MIB
 _GLOO_BYTES = 8 * MIB
+FLASHINFER_BYTES = 128 * MIB
+"""As recommended for FlashInfer's wrappers, which share it; each holds 8 MiB more."""
 _SLACK = 0.1
 """Share of the activations: blocks of the caching allocator that fit no request. A guess."""
 
@@ -88,6 +90,12 @@ def runtime_bytes(device: DeviceType, activations: int) -> int:
     """Context and libraries; on CUDA also what the allocator reserves beyond its tensors."""
     slack = _SLACK * activations if device.kind == "cuda" else 0
     return device.runtime_bytes + int(slack)
+
+
+def attention_bytes(device: DeviceType, form: str) -> int:
+    """Workspace of the form of attention that is asked for. Which one 'auto' is depends on what is
+    installed where the run is: it counts as none."""
+    return FLASHINFER_BYTES if device.kind == "cuda" and form == "flashinfer" else 0
 
 
 def swap_bytes(device: DeviceType, block_bytes: int, swap_blocks: int) -> int:

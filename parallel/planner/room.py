@@ -14,6 +14,7 @@ from parallel.planner.graphs import graph_bytes, spare_blocks
 from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import (
     RankMemory,
+    attention_bytes,
     communication_bytes,
     kv_bytes_per_token,
     runtime_bytes,
@@ -95,12 +96,13 @@ class Room:
                 known[id(r.stage)] = activation_bytes(*given), graph_bytes(*given)
             activations, graphs = known[id(r.stage)]
             spare = spare_blocks(r.device.kind == "cuda", self.limits)
+            workspace = attention_bytes(r.device, self.limits.attention)
             memories.append(
                 replace(
                     r.memory,
                     kv_cache=(blocks + spare) * r.block_bytes,
                     activations=activations,
-                    runtime=runtime_bytes(r.device, activations) + graphs,
+                    runtime=runtime_bytes(r.device, activations) + graphs + workspace,
                 )
             )
         return tuple(memories)
