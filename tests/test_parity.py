@@ -75,7 +75,9 @@ def check_against_transformers(
     expected = [reference(path, p, NEW_TOKENS) for p in given]
     for dp in range(degrees.dp):
         first = torch.load(f"{logits_file}.{dp}")
-        torch.testing.assert_close(first[0], expected[0][0], atol=1e-4, rtol=0)
+        # The step has prompts of one token first, and some not at all.
+        differences = torch.stack([(first - row).abs().amax(1) for row, _ in expected])
+        assert bool((differences.amin(0) < 1e-4).all())
         leader = answers[degrees.rank(0, 0, dp)]
         assert leader["tokens"] == [tokens for _, tokens in expected]
         assert leader["reasons"] == ["length"] * len(given)

@@ -104,6 +104,25 @@ class Communicator:
         out: torch.Tensor = ops.all_gather(x, list(sizes), self._handle, layer)
         return out
 
+    def reduce_scatter(self, x: torch.Tensor, layer: str) -> torch.Tensor:
+        """[rows, …] → [rows / size, …]: this rank's rows of the sum, which may be written over `x`.
+        The size divides the rows."""
+        if self.size == 1:
+            return x
+        if self.muted:
+            return x.narrow(0, 0, x.shape[0] // self.size)
+        out: torch.Tensor = ops.reduce_scatter(x, self.size, self._handle, layer)
+        return out
+
+    def gather_rows(self, x: torch.Tensor, layer: str) -> torch.Tensor:
+        """[rows, …] → [rows · size, …]: the pieces one after the other, on every rank."""
+        if self.size == 1:
+            return x
+        if self.muted:
+            return x.new_zeros((x.shape[0] * self.size, *x.shape[1:]))
+        out: torch.Tensor = ops.gather_rows(x, self.size, self._handle, layer)
+        return out
+
     def send(self, x: torch.Tensor, to: int, layer: str) -> None:
         """Starts sending; `x` must not be written until it has left."""
         if not self.muted:
@@ -165,6 +184,18 @@ class Communicator:
         self._end(timer, self._gathered_bytes(x, sizes))
         return out
 
+    def run_reduce_scatter(self, x: torch.Tensor, layer: str) -> torch.Tensor:
+        timer = self._begin("reduce_scatter", x, layer)
+        out = self._wire.reduce_scatter(x, self.index, self.size)
+        self._end(timer, self._reduced_bytes(x) // 2)
+        return out
+
+    def run_gather_rows(self, x: torch.Tensor, layer: str) -> torch.Tensor:
+        timer = self._begin("all_gather", x, layer)
+        out = self._wire.gather_rows(x, self.index, self.size)
+        self._end(timer, (self.size - 1) * x.nbytes)
+        return out
+
     def run_send(self, x: torch.Tensor, to: int, layer: str) -> None:
         timer = self._begin("send", x, layer, self.ranks[to])
         on_wire = self._wire.send(x, to)
@@ -183,6 +214,8 @@ class Communicator:
         match op:
             case "all_reduce":
                 sent = self._reduced_bytes(x)
+            case "reduce_scatter":
+                sent = self._reduced_bytes(x) // 2
             case "all_gather":
                 sent = self._gathered_bytes(x, sizes)
             case _:

@@ -21,6 +21,10 @@ class Runner(Protocol):
 
     def run_all_gather(self, x: torch.Tensor, sizes: Sequence[int], layer: str) -> torch.Tensor: ...
 
+    def run_reduce_scatter(self, x: torch.Tensor, layer: str) -> torch.Tensor: ...
+
+    def run_gather_rows(self, x: torch.Tensor, layer: str) -> torch.Tensor: ...
+
     def run_send(self, x: torch.Tensor, to: int, layer: str) -> None: ...
 
     def run_recv(self, x: torch.Tensor, source: int, layer: str) -> None: ...
@@ -31,6 +35,8 @@ class Runner(Protocol):
 _library = torch.library.Library("tessera", "DEF")
 _library.define("all_reduce_(Tensor(a!) x, int communicator, str layer) -> ()")
 _library.define("all_gather(Tensor x, int[] sizes, int communicator, str layer) -> Tensor")
+_library.define("reduce_scatter(Tensor(a!) x, int ranks, int communicator, str layer) -> Tensor")
+_library.define("gather_rows(Tensor x, int ranks, int communicator, str layer) -> Tensor")
 _library.define("send(Tensor x, int to, int communicator, str layer) -> ()")
 _library.define("recv_(Tensor(a!) x, int source, int communicator, str layer) -> ()")
 
@@ -58,6 +64,14 @@ def _all_gather(
     return _communicators[communicator].run_all_gather(x, sizes, layer)
 
 
+def _reduce_scatter(x: torch.Tensor, ranks: int, communicator: int, layer: str) -> torch.Tensor:
+    return _communicators[communicator].run_reduce_scatter(x, layer)
+
+
+def _gather_rows(x: torch.Tensor, ranks: int, communicator: int, layer: str) -> torch.Tensor:
+    return _communicators[communicator].run_gather_rows(x, layer)
+
+
 def _send(x: torch.Tensor, to: int, communicator: int, layer: str) -> None:
     _communicators[communicator].run_send(x, to, layer)
 
@@ -69,6 +83,8 @@ def _recv(x: torch.Tensor, source: int, communicator: int, layer: str) -> None:
 for _key in ("CPU", "CUDA"):
     _library.impl("all_reduce_", _all_reduce, _key)
     _library.impl("all_gather", _all_gather, _key)
+    _library.impl("reduce_scatter", _reduce_scatter, _key)
+    _library.impl("gather_rows", _gather_rows, _key)
     _library.impl("send", _send, _key)
     _library.impl("recv_", _recv, _key)
 
@@ -87,6 +103,18 @@ def _fake_all_gather(
     return x.new_empty((*x.shape[:-1], sum(sizes)))
 
 
+def _fake_reduce_scatter(
+    x: torch.Tensor, ranks: int, communicator: int, layer: str
+) -> torch.Tensor:
+    _communicators[communicator].dry_run("reduce_scatter", x, layer)
+    return x.new_empty((x.shape[0] // ranks, *x.shape[1:]))
+
+
+def _fake_gather_rows(x: torch.Tensor, ranks: int, communicator: int, layer: str) -> torch.Tensor:
+    _communicators[communicator].dry_run("all_gather", x, layer, [x.shape[-1]])
+    return x.new_empty((x.shape[0] * ranks, *x.shape[1:]))
+
+
 def _fake_send(x: torch.Tensor, to: int, communicator: int, layer: str) -> None:
     _communicators[communicator].dry_run("send", x, layer)
 
@@ -98,6 +126,8 @@ def _fake_recv(x: torch.Tensor, source: int, communicator: int, layer: str) -> N
 for _name, _fake in (
     ("all_reduce_", _fake_all_reduce),
     ("all_gather", _fake_all_gather),
+    ("reduce_scatter", _fake_reduce_scatter),
+    ("gather_rows", _fake_gather_rows),
     ("send", _fake_send),
     ("recv_", _fake_recv),
 ):
@@ -105,12 +135,16 @@ for _name, _fake in (
 
 all_reduce_ = torch.ops.tessera.all_reduce_.default
 all_gather = torch.ops.tessera.all_gather.default
+reduce_scatter = torch.ops.tessera.reduce_scatter.default
+gather_rows = torch.ops.tessera.gather_rows.default
 send = torch.ops.tessera.send.default
 recv_ = torch.ops.tessera.recv_.default
 
 BODIES: dict[object, Callable[..., torch.Tensor | None]] = {
     all_reduce_: _all_reduce,
     all_gather: _all_gather,
+    reduce_scatter: _reduce_scatter,
+    gather_rows: _gather_rows,
     send: _send,
     recv_: _recv,
 }

@@ -14,6 +14,10 @@ import torch.nn.functional as F
 
 from parallel.planner.activations import kept_sends
 
+# Named so since torch 2.13, which warns of the old names.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 OnWire = Callable[[], float]
 """Seconds that a transfer took on the backend's own stream, once it has ended."""
 
@@ -32,6 +36,19 @@ class Transport(ABC):
 
     @abstractmethod
     def all_gather(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor: ...
+
+    def reduce_scatter(self, x: torch.Tensor, index: int, ranks: int) -> torch.Tensor:
+        """Rows of the sum. A backend that has no such operation sums all of them."""
+        self.all_reduce(x)
+        rows = x.shape[0] // ranks
+        return x.narrow(0, index * rows, rows).clone()
+
+    def gather_rows(self, x: torch.Tensor, index: int, ranks: int) -> torch.Tensor:
+        """Pieces one after the other, here as the sum of arrays that are zero elsewhere."""
+        out = x.new_zeros((x.shape[0] * ranks, *x.shape[1:]))
+        out.narrow(0, index * x.shape[0], x.shape[0]).copy_(x)
+        self.all_reduce(out)
+        return out
 
     @abstractmethod
     def send(self, x: torch.Tensor, to: int) -> OnWire | None:
@@ -74,6 +91,18 @@ class ProcessGroupTransport(Transport):
         pieces = [torch.empty_like(mine) for _ in sizes]
         dist.all_gather(pieces, mine, group=self.group)
         return torch.cat([p[..., :n] for p, n in zip(pieces, sizes, strict=True)], dim=-1)
+
+    def reduce_scatter(self, x: torch.Tensor, index: int, ranks: int) -> torch.Tensor:
+        if not self._batched:
+            return super().reduce_scatter(x, index, ranks)
+        out = x.new_empty((x.shape[0] // ranks, *x.shape[1:]))
+        _reduce_scatter(out, x.contiguous(), group=self.group)
+        return out
+
+    def gather_rows(self, x: torch.Tensor, index: int, ranks: int) -> torch.Tensor:
+        out = x.new_empty((x.shape[0] * ranks, *x.shape[1:]))
+        _all_gather(out, x.contiguous(), group=self.group)
+        return out
 
     def send(self, x: torch.Tensor, to: int) -> OnWire | None:
         """Returns at once; the tensor is kept until it has left."""

@@ -23,7 +23,7 @@ class AttentionLayer:
         heads = build.local_heads(layer)
         self.queries, self.keys = len(heads.queries), len(heads.kv)
         self.head_dim = facts.head_dim
-        self.project = build.column([Role.QUERY, Role.KEY, Role.VALUE], layer)
+        self.project = build.column([Role.QUERY, Role.KEY, Role.VALUE], layer, "attention")
         self.query_norm = build.head_norm(Role.QUERY_NORM, layer)
         self.key_norm = build.head_norm(Role.KEY_NORM, layer)
         self.rotary = build.rotary(layer)
@@ -31,7 +31,8 @@ class AttentionLayer:
         self.output = build.row(Role.ATTENTION_OUTPUT, layer, "attention")
 
     def __call__(self, x: torch.Tensor, cache: LayerCache, step: StepInput) -> torch.Tensor:
-        heads = self.project(x).view(x.shape[0], -1, self.head_dim)
+        projected = self.project(x)
+        heads = projected.view(projected.shape[0], -1, self.head_dim)
         mixed, value = heads.split([self.queries + self.keys, self.keys], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = mixed.split([self.queries, self.keys], dim=1)
@@ -40,13 +41,13 @@ class AttentionLayer:
             mixed = self.rotary(mixed, step)
         query, key = mixed.split([self.queries, self.keys], dim=1)
         out = self.attend(query, key, value, cache, step)
-        return self.output(out.reshape(x.shape[0], -1))
+        return self.output(out.reshape(out.shape[0], -1))
 
 
 class FeedForwardLayer:
     def __init__(self, facts: FeedForward, layer: int, build: LayerBuilder):
         self.activate = build.activation(facts)
-        self.up = build.column([Role.GATE, Role.UP] if facts.gated else [Role.UP], layer)
+        self.up = build.column([Role.GATE, Role.UP] if facts.gated else [Role.UP], layer, "ffn")
         self.down = build.row(Role.DOWN, layer, "ffn")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,6 +99,7 @@ class Transformer:
     def __init__(self, build: LayerBuilder):
         stage = build.stage
         self.run_block: RunBlock = TransformerBlock.__call__
+        self.tokens = build.tokens
         self.embedding = build.token_embedding()
         self.positions = build.position_embedding()
         self.blocks = [TransformerBlock(i, build) for i in stage.layers]
@@ -117,17 +119,18 @@ class Transformer:
     ) -> torch.Tensor:
         """Hidden states [T, h], from `hidden` of the stage before, which is written over, or from
         the step's ids."""
-        stream = Stream(self._embedded(step) if hidden is None else hidden)
+        self.tokens.begin(step.tokens)
+        stream = Stream(self._embedded(step) if hidden is None else self.tokens.own(hidden))
         for block in self.blocks:
             self.run_block(block, stream, cache.layers[block.layer], step)
-        return stream.total()
+        return self.tokens.whole(stream.total(), "stage")
 
     def _embedded(self, step: StepInput) -> torch.Tensor:
         assert self.embedding is not None, "a later stage needs the hidden states of the one before"
         hidden = self.embedding(step.token_ids)
         if self.positions is None:
             return hidden
-        return hidden.add_(self.positions.index_select(0, step.positions))
+        return hidden.add_(self.positions.index_select(0, self.tokens.own(step.positions)))
 
     def logits(self, hidden: torch.Tensor, step: StepInput) -> torch.Tensor:
         """[R, V] in float32 for the rows that are sampled."""

@@ -21,11 +21,23 @@ class Collective:
     sent_bytes: int
 
 
+def splits_tokens(tokens: int, ranks: int, split_tokens: int | None) -> bool:
+    """Whether the `ranks` of a stage split a step's tokens (sequence parallelism), given the least
+    number for which they do. An uneven split isn't made: its sums stay all-reduces."""
+    return ranks > 1 and split_tokens is not None and tokens >= split_tokens and tokens % ranks == 0
+
+
 def step_collectives(
-    layout: Layout, rank: int, formats: Formats, tokens: int, rows: int
+    layout: Layout,
+    rank: int,
+    formats: Formats,
+    tokens: int,
+    rows: int,
+    split_tokens: int | None = None,
 ) -> list[Collective]:
     """Of one rank in a step of `tokens`, `rows` of them sampled. An all-reduce sends
-    2(t-1)/t of its array in a ring, an all-gather (t-1) times its padded piece."""
+    2(t-1)/t of its array in a ring, a reduce-scatter half of that, an all-gather (t-1) times its
+    padded piece."""
     spec, at = layout.spec, layout.degrees.coordinates(rank)
     t, stage = layout.degrees.tp_of(at.pp), layout.stages[at.pp]
     size = tokens * spec.hidden * formats.compute.bytes
@@ -36,7 +48,13 @@ def step_collectives(
         if stage.embedding:
             kinds.insert(0, ("embedding", 1))
         sent = 2 * (t - 1) * size // t
-        found += [Collective("tp", "all_reduce", k, n, size, sent) for k, n in kinds]
+        if splits_tokens(tokens, t, split_tokens):
+            found += [Collective("tp", "reduce_scatter", k, n, size, sent // 2) for k, n in kinds]
+            kinds = [("attention", layers), ("ffn", layers), ("stage", 1)]
+            piece = size // t
+            found += [Collective("tp", "all_gather", k, n, size, (t - 1) * piece) for k, n in kinds]
+        else:
+            found += [Collective("tp", "all_reduce", k, n, size, sent) for k, n in kinds]
         if stage.head and rows:
             piece = rows * max(p.size for p in layout.vocabulary(at.pp)) * 4
             found.append(Collective("tp", "all_gather", "logits", 1, piece * t, (t - 1) * piece))

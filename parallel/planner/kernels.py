@@ -9,6 +9,9 @@ from parallel.architecture.spec import Block
 from parallel.layout.degrees import Coordinates
 from parallel.layout.layout import Layout
 
+NORM_PASSES = 10
+"""Times that two norms and two sums of the residual read or write the hidden states."""
+
 
 @dataclass(frozen=True)
 class LayerKernels:
@@ -55,8 +58,8 @@ def _layer(layout: Layout, block: Block, at: Coordinates) -> LayerKernels:
             (wide * columns, hidden),
             (hidden, columns),
         ),
-        # Two norms and two sums of the residual, rotary, activation: read and written.
-        passes=10 * hidden + 4 * (queries + keys) + (wide + 1) * columns,
+        # Norms and sums, rotary, activation: read and written.
+        passes=NORM_PASSES * hidden + 4 * (queries + keys) + (wide + 1) * columns,
         pair_flops=4 * queries,
         cached=2 * keys,
     )

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 
 from parallel.hardware.facts import Cluster, DeviceType, Launch
 from parallel.layout.layout import Layout
-from parallel.planner.communication import Collective, called_among, step_collectives
+from parallel.planner.communication import (
+    Collective,
+    called_among,
+    splits_tokens,
+    step_collectives,
+)
 from parallel.planner.costs import EngineCosts
 from parallel.planner.formats import Formats
-from parallel.planner.kernels import RankKernels, rank_kernels
+from parallel.planner.kernels import NORM_PASSES, RankKernels, rank_kernels
 from parallel.planner.work import StepWork
 
 
@@ -55,7 +60,9 @@ class StepModel:
         formats: Formats,
         costs: EngineCosts | None = None,
         replica: int = 0,
+        split_tokens: int | None = None,
     ):
+        self.split_tokens = split_tokens
         self.layout, self.cluster, self.formats, self.replica = layout, cluster, formats, replica
         self.costs = costs or EngineCosts()
         self._seen: dict[int, DeviceType] = {}
@@ -92,11 +99,11 @@ class StepModel:
             seconds + host, slowest + host / len(self._stages), communication, sent, imbalance
         )
 
-    def round_seconds(self, work: StepWork, batches: int) -> float:
-        """Until every sequence of `work` has had its step, as up to `batches` in flight. A full
-        pipeline takes as long as its slowest stage has for all batches, and none is through
-        sooner than one batch is."""
-        count = min(batches, work.sequences)
+    def round_seconds(self, work: StepWork, batches: int, batch_tokens: int | None = None) -> float:
+        """Until every sequence of `work` has had its step, as up to `batches` in flight of at most
+        `batch_tokens` (a long prompt may be in several). A full pipeline takes as long as its
+        slowest stage has for all batches, and none is through sooner than one batch is."""
+        count = min(batches, max(work.sequences, -(-work.tokens // (batch_tokens or work.tokens))))
         if count <= 1:
             return self.step(work).seconds
         one = self.step(work.part(count))
@@ -136,7 +143,7 @@ class _Stage:
 
     def _fixed(self, tokens: int, sequences: int, rows: int, eager: bool) -> _Fixed:
         computed = [
-            (_compute_seconds(self._model, kernels, device, tokens, sequences, rows), count)
+            (self._compute(kernels, device, tokens, sequences, rows), count)
             for (kernels, device), count in self._alike
         ]
         most = max(seconds for seconds, _ in computed)
@@ -145,11 +152,25 @@ class _Stage:
         launch = self._layers * self._model.costs.eager_layer_seconds if eager else 0.0
         return _Fixed(most, most - mean, communication, sent, collectives, launch)
 
+    def _compute(
+        self, kernels: RankKernels, device: DeviceType, tokens: int, sequences: int, rows: int
+    ) -> float:
+        """Seconds of one rank. Of split tokens it has its share in norms and sums alone."""
+        model, ranks = self._model, len(self._ranks)
+        seconds = _compute_seconds(model, kernels, device, tokens, sequences, rows)
+        if not splits_tokens(tokens, ranks, model.split_tokens):
+            return seconds
+        spared = tokens * (1 - 1 / ranks) * NORM_PASSES * model.layout.spec.hidden
+        moved = spared * model.formats.compute.bytes
+        return seconds - self._layers * moved / model.costs.elementwise_bytes_per_second(device)
+
     def _communication(self, tokens: int, rows: int, eager: bool) -> tuple[float, int, int]:
         """Seconds, bytes sent and collectives of the rank that has most: all call the same in
         their group, and some send on to more ranks than others."""
         model, launch = self._model, self._launch(eager)
-        called = step_collectives(model.layout, self._busiest, model.formats, tokens, rows)
+        called = step_collectives(
+            model.layout, self._busiest, model.formats, tokens, rows, model.split_tokens
+        )
         seconds = sum(
             calls * self._seconds(c, ranks, launch)
             for c in called

@@ -15,13 +15,14 @@ from parallel.kernels.linear import Linear, Table
 from parallel.kernels.rotary import RotaryEmbedding
 from parallel.layout.heads import RankHeads
 from parallel.sharding.layers import ColumnLinear, RowLinear, VocabularyEmbedding, VocabularyHead
+from parallel.sharding.tokens import TokenSplit
 from parallel.sharding.weights import Weights
 
 
 class LayerBuilder:
     """`tp` is the communicator of this rank's tensor-parallel axis, `attention` the form asked for
     (`EngineLimits.attention`), `cache` the format of keys and values (None: the weights') in blocks
-    of `block_tokens`."""
+    of `block_tokens`; steps of `split_tokens` tokens and more are split over the axis."""
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class LayerBuilder:
         attention: str = "auto",
         cache: torch.dtype | None = None,
         block_tokens: int = 16,
+        split_tokens: int | None = None,
     ):
         self.weights, self.tp = weights, tp
+        self.tokens = TokenSplit(tp, split_tokens)
         self._attention, self._cache, self._block_tokens = attention, cache, block_tokens
         self._elementwise = choose_elementwise(weights.device, weights.dtype)
         self.attention_forms: dict[str, str] = {}
@@ -47,7 +50,7 @@ class LayerBuilder:
             return None
         at = self.weights.coordinates
         rows = self.layout.vocabulary(at.pp)[at.tp]
-        return VocabularyEmbedding(self._embedding_table(), rows, self.tp)
+        return VocabularyEmbedding(self._embedding_table(), rows, self.tokens)
 
     def position_embedding(self) -> torch.Tensor | None:
         """[positions, h], or None where positions are rotary."""
@@ -79,13 +82,13 @@ class LayerBuilder:
             return None
         return self._elementwise.norm(self.spec.blocks[layer].norm, weight, None)
 
-    def column(self, roles: list[Role], layer: int) -> ColumnLinear:
+    def column(self, roles: list[Role], layer: int, kind: str) -> ColumnLinear:
         bias = self.weights.take(roles, layer, "bias")
-        return ColumnLinear(self._linear(self._held(roles, layer), bias))
+        return ColumnLinear(self._linear(self._held(roles, layer), bias), self.tokens, kind)
 
     def row(self, role: Role, layer: int, kind: str) -> RowLinear:
         bias = self.weights.take(role, layer, "bias")
-        return RowLinear(self._linear(self._held(role, layer), bias), self.tp, kind)
+        return RowLinear(self._linear(self._held(role, layer), bias), self.tokens, kind)
 
     def activation(self, facts: FeedForward) -> FeedForwardActivation:
         return self._elementwise.activation(facts.activation, facts.gated)

@@ -11,41 +11,44 @@ import torch
 from parallel.collectives.communicator import Communicator
 from parallel.kernels.linear import Linear, Table
 from parallel.layout.split import Piece
+from parallel.sharding.tokens import TokenSplit
 
 
 class ColumnLinear:
-    """[T, in] → [T, out of this rank]."""
+    """[T, in] → [T, out of this rank]. Of split tokens it takes a rank's own."""
 
-    def __init__(self, linear: Linear):
-        self.linear = linear
+    def __init__(self, linear: Linear, tokens: TokenSplit, layer: str):
+        self.linear, self.tokens, self.layer = linear, tokens, layer
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x)
+        return self.linear(self.tokens.whole(x, self.layer))
 
 
 class RowLinear:
-    """[T, in of this rank] → [T, out], summed over the axis. The bias is held by one rank."""
+    """[T, in of this rank] → [T, out], summed over the axis; of split tokens only a rank's own. The
+    bias is held by one rank."""
 
-    def __init__(self, linear: Linear, axis: Communicator, layer: str):
-        self.linear, self.axis, self.layer = linear, axis, layer
+    def __init__(self, linear: Linear, tokens: TokenSplit, layer: str):
+        self.linear, self.tokens, self.layer = linear, tokens, layer
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.axis.all_reduce(self.linear(x), self.layer)
+        return self.tokens.sum(self.linear(x), self.layer)
 
 
 class VocabularyEmbedding:
-    """Token ids [T] → [T, h]; each rank looks up its own rows, the sum has them all."""
+    """Token ids [T] → [T, h], or own rows of split tokens; each rank looks up its part of the
+    vocabulary, the sum has all of it."""
 
-    def __init__(self, table: Table, rows: Piece, axis: Communicator):
-        self.table, self.rows, self.axis = table, rows, axis
+    def __init__(self, table: Table, rows: Piece, tokens: TokenSplit):
+        self.table, self.rows, self.tokens = table, rows, tokens
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        if self.axis.size == 1:
+        if self.tokens.axis.size == 1:
             return self.table.rows(ids)
         local = ids - self.rows.begin
         mine = (local >= 0) & (local < self.rows.size)
         found = self.table.rows(local.clamp(0, self.rows.size - 1))
-        return self.axis.all_reduce(found * mine.unsqueeze(1), "embedding")
+        return self.tokens.sum(found * mine.unsqueeze(1), "embedding")
 
 
 class VocabularyHead:
