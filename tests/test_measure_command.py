@@ -93,7 +93,7 @@ def test_the_same_steps_are_run_without_communication(measured: dict[str, Any]) 
 
 def outputs() -> int:
     """Tokens that the workload generates: its lengths are the plan's."""
-    from parallel.planner.queueing import Load
+    from parallel.planner.load import Load
 
     load = Load(CLIENTS, 20, 6)
     return sum(load.lengths(i)[1] for i in range(CLIENTS * REPEATS))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.planner.queueing import Load, Rules, Simulation
+from parallel.planner.load import Load
+from parallel.planner.queueing import Rules, Simulation
 from parallel.planner.work import StepWork
 from parallel.requests.types import Request, Sampling
 from parallel.scheduling.blocks import BlockManager
@@ -25,14 +26,15 @@ def work_of(batch: Batch) -> StepWork:
     total = StepWork(0, 0, 0, 0, 0)
     for w in batch.work:
         chunk = StepWork.prompt(w.count, w.start)
-        prompt = w.start < w.sequence.prompt
+        prompt = w.count > 1 or w.start < w.sequence.prompt or not w.samples
         total += StepWork(w.count, 1, int(w.samples), chunk.pairs, chunk.cached, int(prompt))
     return total
 
 
 def driven(load: Load, limits: Limits, blocks: int, block_tokens: int) -> list[StepWork]:
     """The batches that the runtime's scheduler makes for the same clients."""
-    scheduler = Scheduler(BlockManager(blocks, block_tokens), limits)
+    manager = BlockManager(blocks, block_tokens, prefix_cache=False)
+    scheduler = Scheduler(manager, limits)
     coming = deque(range(load.concurrency * load.rounds))
     found: list[StepWork] = []
 
@@ -56,12 +58,12 @@ def driven(load: Load, limits: Limits, blocks: int, block_tokens: int) -> list[S
 
 
 @given(
-    clients=st.integers(1, 6),
+    clients=st.integers(1, 8),
     inputs=st.integers(1, 40),
-    outputs=st.integers(1, 12),
-    step_tokens=st.integers(6, 64),
-    requests=st.integers(1, 6),
-    room=st.integers(0, 40),
+    outputs=st.integers(1, 60),
+    step_tokens=st.integers(1, 64),
+    requests=st.integers(1, 8),
+    room=st.sampled_from((0, 0, 1, 2, 4, 8, 20, 40)),
     block_tokens=st.sampled_from((1, 4, 16)),
     spread=st.sampled_from((0.0, 0.2, 1.0)),
 )
@@ -88,7 +90,7 @@ def test_the_same_batches_as_the_scheduler(
             pairs = grown if work.chunks == 0 else work.pairs
             found.append(replace(work, pairs=pairs, cached=grown))
 
-    rules = Rules(step_tokens, requests, blocks * block_tokens, block_tokens)
+    rules = Rules(step_tokens, limits.places, blocks * block_tokens, block_tokens)
     Simulation(load, rules, seconds, watch=watch).run()
     assert found == expected
 

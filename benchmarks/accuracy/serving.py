@@ -21,8 +21,9 @@ from parallel.hardware.known import KnownDevice, known_devices
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
+from parallel.planner.load import Load
 from parallel.planner.memory import kv_bytes_per_token
-from parallel.planner.queueing import Load, Rules, Simulation
+from parallel.planner.queueing import Rules, Simulation
 from parallel.planner.timing import StepModel
 from parallel.precision import FP8, Precision, precision
 
@@ -194,7 +195,10 @@ def predict(run: Run, engine: PeerEngine) -> tuple[float, float]:
         engine.step_tokens,
         run.batch,
         _cache_tokens(layout, machine, formats, engine),
+        block_tokens=16,
         mixed=engine.mixed,
+        fair=False,
+        reserve=engine.reserve,
     )
     load = Load(run.batch, run.input_tokens, run.output_tokens, engine.spread)
     costs = engine.costs

@@ -11,8 +11,9 @@ from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
 from parallel.planner.graphs import spare_blocks
 from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.load import Load, LoadTimes
 from parallel.planner.memory import RankMemory, kv_bytes_per_token
-from parallel.planner.queueing import Load, LoadTimes, Rules, Simulation
+from parallel.planner.queueing import Rules, Simulation
 from parallel.planner.room import size_cache, swap_blocks
 from parallel.planner.timing import StepModel, StepTime, unlike_replicas
 from parallel.planner.work import StepWork
@@ -96,12 +97,15 @@ class Plan:
             requests=min(limits.requests, batches * limits.step_tokens),
             cache_tokens=self.kv_cache_tokens,
             block_tokens=limits.block_tokens,
-            chunk_tokens=limits.step_tokens,
         )
         clients = self._clients
         rounds = 1 + min(1.0, _STEADY_REQUESTS / clients)
         load = Load(clients, workload.input_tokens, workload.output_tokens, rounds=rounds)
-        return Simulation(load, rules, lambda work: model.round_seconds(work, batches)).run()
+
+        def seconds(work: StepWork) -> float:
+            return model.round_seconds(work, batches, limits.step_tokens)
+
+        return Simulation(load, rules, seconds).run()
 
     @property
     def _clients(self) -> int:

@@ -1,123 +1,57 @@
 """Requests that come as others end: a deterministic simulation of an engine's steps.
 
-`concurrency` clients each send a request, wait for its end and send the next. The batches follow
-the rules of scheduling/scheduler.py (tests compare them batch by batch): first come first served,
-decodes first, prompts in chunks under the step's token budget, a request admitted when the cache
-has room for all that it may need. Steps in which nothing but contexts change are taken at once.
+The batches follow the rules of docs/scheduling.md, as the runtime's scheduler makes them (tests
+compare them batch by batch): first come first served, decodes first, prompts in chunks under the
+step's token budget, blocks of the cache as requests grow, the last that came preempted when none is
+left. Prompts have nothing in common here, and nothing is swapped out: what is lost is computed
+again. Steps in which nothing but contexts change are taken at once.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Callable, Sequence
+from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 
+from parallel.planner.decoding import Decoding
+from parallel.planner.load import Load, LoadTimes
 from parallel.planner.work import StepWork
-
-LENGTH_SPREAD = 0.2
-"""Real requests aren't of one length: they vary by this share, evenly, around the given one. Equal
-ones would march in step, and wait for each other as no real load does."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """`rounds` requests of each client, in the mean, are looked at; `rounds_of_mean` weigh the
-    first burst, in which all clients begin at once, against the steady state after it."""
-
-    concurrency: int
-    input_tokens: int
-    output_tokens: int
-    spread: float = LENGTH_SPREAD
-    rounds: float = 3
-    rounds_of_mean: int = 10
-
-    def times(
-        self,
-        arrived: Sequence[float],
-        first: Sequence[float],
-        ended: Sequence[float],
-        outputs: Sequence[int],
-    ) -> LoadTimes:
-        """Means over requests of which the clock was seen at three events, and whose output
-        tokens are counted; the first burst weighs as one of `rounds_of_mean`."""
-
-        def mean(requests: range) -> tuple[float, float]:
-            waited = sum(first[r] - arrived[r] for r in requests) / len(requests)
-            rates = [(ended[r] - first[r]) / (outputs[r] - 1) for r in requests if outputs[r] > 1]
-            return waited, sum(rates) / len(rates) if rates else 0.0
-
-        clients, total = self.concurrency, len(arrived)
-        burst = mean(range(clients))
-        steady = mean(range(clients, total)) if total > clients else burst
-        weight = 1 / self.rounds_of_mean if total > clients else 1.0
-        ttft, tpot = (weight * b + (1 - weight) * s for b, s in zip(burst, steady, strict=True))
-        cycle = ttft + max(0, self.output_tokens - 1) * tpot
-        return LoadTimes(ttft, tpot, clients * self.output_tokens / cycle if cycle else inf)
-
-    def lengths(self, request: int) -> tuple[int, int]:
-        """Input and output tokens of a request: a low-discrepancy sequence (Halton), so that few
-        requests stand for many, and the same in each run."""
-        return (
-            _between(self.input_tokens, self.spread, _halton(request + 1, 2), 1),
-            _between(self.output_tokens, self.spread, _halton(request + 1, 3), 1),
-        )
-
-
-def _between(middle: int, spread: float, part: float, least: int) -> int:
-    return max(least, round(middle * (1 + spread * (0.5 - part))))
-
-
-def _halton(index: int, base: int) -> float:
-    part, value = 1.0, 0.0
-    while index:
-        part /= base
-        value += part * (index % base)
-        index //= base
-    return value
+from parallel.scheduling.fairness import share_out
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How batches are made. `step_tokens` per step, `chunk_tokens` of them of one prompt,
-    `requests` running at once, `cache_tokens` of room, in blocks of `block_tokens`. `mixed`:
-    prompts go beside decodes, else before them and alone."""
+    """How batches are made. `step_tokens` per step, `requests` running at once, `cache_tokens` of
+    room, in blocks of `block_tokens`. `mixed`: prompts go beside decodes, else before them and
+    alone. `fair`: prompts share a step as scheduling/fairness.py says, else first come, first
+    served. `reserve`: a request waits until there is room for all its tokens to come."""
 
     step_tokens: int
     requests: int
     cache_tokens: int
     block_tokens: int = 1
-    chunk_tokens: int | None = None
     mixed: bool = True
+    fair: bool = True
+    reserve: bool = False
 
-    def reserved(self, tokens: int) -> int:
-        return ceil(tokens / self.block_tokens) * self.block_tokens
+    def needed(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens)
 
-
-@dataclass(frozen=True)
-class LoadTimes:
-    """Means over requests, and output tokens per second of all clients in the steady state."""
-
-    ttft_seconds: float
-    tpot_seconds: float
-    tokens_per_second: float
-
-    @classmethod
-    def mean(cls, parts: Sequence[tuple[LoadTimes, int]]) -> LoadTimes:
-        """Over parts that count so many times."""
-        total = sum(count for _, count in parts)
-
-        def of(name: str) -> float:
-            figures: list[float] = [count * getattr(times, name) for times, count in parts]
-            return sum(figures) / total
-
-        return cls(of("ttft_seconds"), of("tpot_seconds"), of("tokens_per_second"))
+    def chunks(self, pending: list[int], budget: int) -> list[int]:
+        """Tokens for each prompt in a step."""
+        if self.fair:
+            return share_out(pending, budget)
+        given = []
+        for p in pending:
+            given.append(min(p, budget))
+            budget -= given[-1]
+        return given
 
 
 class Simulation:
     """`step_seconds` gives the time of a step. `arrival_seconds` of a prompt of so many tokens
-    pass before the scheduler sees it."""
+    pass before the scheduler sees it. Requests are numbered as they are sent."""
 
     def __init__(
         self,
@@ -133,110 +67,174 @@ class Simulation:
         total = round(load.concurrency * load.rounds)
         self._lengths = [load.lengths(i) for i in range(total)]
         self._arrived, self._first, self._ended = [0.0] * total, [0.0] * total, [0.0] * total
-        self._waiting: deque[tuple[float, int]] = deque()
-        self._prefilling: deque[list[int]] = deque()
-        self._ends: list[tuple[int, int]] = []
+        self._known = [inputs for inputs, _ in self._lengths]
+        self._seen = [0.0] * total
+        self._waiting: list[int] = []
+        self._running: list[int] = []
+        self._computed: dict[int, int] = {}
+        self._decoding = Decoding(rules.block_tokens)
+        self._free = rules.cache_tokens // rules.block_tokens
+        self._owed = 0
+        """Blocks for known tokens of requests that decode from the next step on."""
         self._now, self._sent, self._done = 0.0, 0, 0
-        self._steps = self._decoding = self._context = self._reserved = 0
 
     def run(self) -> LoadTimes:
         for _ in range(self.load.concurrency):
             self._send()
         while self._done < len(self._lengths):
             self._admit()
-            if self._prefilling:
+            if self._computed:
                 self._prefill()
             elif self._decoding:
                 self._decode()
             else:
-                self._now = max(self._now, self._waiting[0][0])
+                self._now = max(self._now, self._seen[self._waiting[0]])
         outputs = [outputs for _, outputs in self._lengths]
         return self.load.times(self._arrived, self._first, self._ended, outputs)
 
     def _send(self) -> None:
         if self._sent < len(self._lengths):
             self._arrived[self._sent] = self._now
-            seen = self._now + self._arrival_seconds(self._lengths[self._sent][0])
-            self._waiting.append((seen, self._sent))
+            self._seen[self._sent] = self._now + self._arrival_seconds(self._known[self._sent])
+            self._waiting.append(self._sent)
             self._sent += 1
 
     def _admit(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._now:
-            running = self._decoding + len(self._prefilling)
-            request = self._waiting[0][1]
-            room = self.rules.reserved(sum(self._lengths[request]))
-            full = self._reserved + room > self.rules.cache_tokens
-            if running >= self.rules.requests or (full and running):
+        while self._waiting and len(self._running) < self.rules.requests:
+            request = self._waiting[0]
+            if self._seen[request] > self._now or (self._running and not self._fits(request)):
                 return
-            self._waiting.popleft()
-            self._reserved += room
-            self._prefilling.append([request, 0])
+            self._waiting.pop(0)
+            insort(self._running, request)
+            self._computed[request] = 0
+
+    def _fits(self, request: int) -> bool:
+        """There is room for all known tokens, and for one block more for each that runs."""
+        rules = self.rules
+        if rules.reserve:
+            whole = sum(rules.needed(sum(self._lengths[r])) for r in [*self._running, request])
+            return whole <= rules.cache_tokens // rules.block_tokens
+        promised = self._owed + sum(self._growth(r, self._known[r]) for r in self._computed)
+        spare = self._free - promised - len(self._running) - 1
+        return rules.needed(self._known[request]) <= spare
+
+    def _growth(self, request: int, end: int) -> int:
+        """Blocks that a prompt takes to be computed up to `end`."""
+        return self.rules.needed(end) - self.rules.needed(self._computed[request])
 
     def _prefill(self) -> None:
         """One step with chunks of prompts."""
-        decodes = self._decoding if self.rules.mixed else 0
-        contexts = self._context if decodes else 0
-        work = StepWork.decode(decodes, contexts)
+        decodes = len(self._decoding) if self.rules.mixed else 0
         budget = max(1, self.rules.step_tokens - decodes)
-        most = self.rules.chunk_tokens or budget
-        first: list[int] = []
-        unfinished: list[list[int]] = []
-        while budget and self._prefilling:
-            request, done = self._prefilling.popleft()
-            length = self._lengths[request][0]
-            count = min(budget, most, length - done)
-            last = done + count == length
-            work += StepWork.prompt(count, done, last)
-            budget -= count
-            if last:
-                first.append(request)
-            else:
-                unfinished.append([request, done + count])
-        self._prefilling.extendleft(reversed(unfinished))
-        self._take(work, 1)
-        if decodes:
-            self._advance(1)
-        for request in first:
-            self._first[request] = self._now
-            inputs, outputs = self._lengths[request]
-            if outputs == 1:
-                self._end(request)
-                continue
-            self._decoding += 1
-            self._context += inputs + 1
-            heapq.heappush(self._ends, (self._steps + outputs - 1, request))
+        prompts = sorted(self._computed)
+        pending = [self._known[r] - self._computed[r] for r in prompts]
+        chunks = dict(zip(prompts, self.rules.chunks(pending, budget), strict=True))
+        self._take_blocks({r: self._computed[r] + c for r, c in chunks.items()}, decodes > 0)
+        decodes = decodes and len(self._decoding)
+        work = StepWork.decode(decodes, self._decoding.contexts if decodes else 0)
+        for request, count in chunks.items():
+            if count and request in self._computed:
+                done = self._computed[request]
+                work += StepWork.prompt(count, done, done + count == self._known[request])
+                self._computed[request] = done + count
+        self._pass(work, 1)
+        for request in self._decoding.advance(1) if decodes else ():
+            self._end(request)
+        for request in prompts:
+            if request in self._computed:
+                self._leave_prompt(request)
 
-    def _decode(self) -> None:
-        """Steps of decodes alone, until one ends or a request comes that can be admitted."""
-        count = self._ends[0][0] - self._steps
-        one = self._step_seconds(StepWork.decode(self._decoding, self._context))
-        if self._waiting and self._decoding < self.rules.requests:
-            coming = self._waiting[0][0] - self._now
-            if coming > 0:
-                count = max(1, min(count, ceil(coming / one)))
-        last = one
-        if count > 1:
-            grown = self._context + (count - 1) * self._decoding
-            last = self._step_seconds(StepWork.decode(self._decoding, grown))
-        self._take(StepWork.decode(self._decoding, self._context), count, (one + last) / 2)
-        self._advance(count)
-
-    def _take(self, work: StepWork, count: int, seconds: float | None = None) -> None:
-        if self._watch is not None:
-            self._watch(self._now, work, count)
-        self._now += count * (self._step_seconds(work) if seconds is None else seconds)
-
-    def _advance(self, count: int) -> None:
-        self._steps += count
-        self._context += count * self._decoding
-        while self._ends and self._ends[0][0] <= self._steps:
-            request = heapq.heappop(self._ends)[1]
-            self._decoding -= 1
-            self._context -= sum(self._lengths[request])
+    def _leave_prompt(self, request: int) -> None:
+        """To the decodes, or to its end, once nothing but the last known token is pending that was
+        sampled."""
+        inputs, outputs = self._lengths[request]
+        computed, known = self._computed[request], self._known[request]
+        if computed < known and (computed + 1 < known or computed < inputs):
+            return
+        del self._computed[request]
+        if computed == known:
+            if known == inputs:
+                self._first[request] = self._now
+            known += 1
+        else:
+            self._owed += int(computed % self.rules.block_tokens == 0)
+        self._decoding.add(request, known - 1, inputs + outputs - known)
+        if known == inputs + outputs:
             self._end(request)
 
+    def _decode(self) -> None:
+        """Steps of decodes alone, until one ends, one is preempted, or a request comes that can be
+        admitted."""
+        decoding = self._decoding
+        count = decoding.steps_within(self._free)
+        if count == 0:
+            self._take_blocks({}, True)
+            count = 1
+        else:
+            count = self._steps_ahead(min(count, decoding.next_end()))
+            self._free -= decoding.growth(count)
+        one = last = StepWork.decode(len(decoding), decoding.contexts)
+        if count > 1:
+            last = StepWork.decode(len(decoding), decoding.contexts + (count - 1) * len(decoding))
+        self._pass(one, count, (self._step_seconds(one) + self._step_seconds(last)) / 2)
+        for request in decoding.advance(count):
+            self._end(request)
+
+    def _steps_ahead(self, most: int) -> int:
+        """Steps of decodes until a request is seen that finds a place."""
+        if not self._waiting or len(self._running) >= self.rules.requests:
+            return most
+        coming = self._seen[self._waiting[0]] - self._now
+        if coming <= 0:
+            return most
+        decoding = self._decoding
+        one = self._step_seconds(StepWork.decode(len(decoding), decoding.contexts))
+        return max(1, min(most, ceil(coming / one)))
+
+    def _take_blocks(self, ends: dict[int, int], decodes: bool) -> None:
+        """For prompts up to their `ends`, and for a step of the decodes if they take part."""
+        decoding = self._decoding
+        needed = {r: self._growth(r, end) for r, end in ends.items()}
+        growth = sum(needed.values()) + (decoding.growth(1) if decodes else 0)
+        if growth <= self._free:
+            self._free -= growth
+            return
+        for request in list(self._running):
+            if request in decoding:
+                more = int(decodes and decoding.takes_block(request))
+            elif request in self._computed:
+                more = needed[request]
+            else:
+                continue
+            # Another engine's cache may be too small for even one: it is let through.
+            while more > self._free and len(self._running) > 1:
+                victim = self._running[-1]
+                self._preempt(victim)
+                if victim == request:
+                    more = 0
+            self._free -= more
+
+    def _preempt(self, request: int) -> None:
+        if request in self._decoding:
+            computed = self._decoding.computed(request)
+            self._known[request] = computed + 1
+            self._decoding.remove(request)
+        else:
+            computed = self._computed.pop(request)
+        self._free += self.rules.needed(computed)
+        self._running.remove(request)
+        insort(self._waiting, request)
+
+    def _pass(self, work: StepWork, count: int, seconds: float | None = None) -> None:
+        if self._watch is not None:
+            self._watch(self._now, work, count)
+        self._owed = 0
+        self._now += count * (self._step_seconds(work) if seconds is None else seconds)
+
     def _end(self, request: int) -> None:
-        self._reserved -= self.rules.reserved(sum(self._lengths[request]))
+        self._free += self.rules.needed(self._decoding.computed(request))
+        self._decoding.remove(request)
+        self._running.remove(request)
         self._ended[request] = self._now
         self._done += 1
         self._send()

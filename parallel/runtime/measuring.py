@@ -15,7 +15,7 @@ from typing import Any
 
 from parallel.instrument.clock import StepClock
 from parallel.planner.plan import Plan
-from parallel.planner.queueing import Load
+from parallel.planner.load import Load
 from parallel.planner.timing import StepModel
 from parallel.planner.work import mean_work
 from parallel.requests.types import Sampling
