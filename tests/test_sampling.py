@@ -20,7 +20,7 @@ from transformers import (
 
 from parallel.errors import RequestError
 from parallel.kernels.noise import gumbel, uniform
-from parallel.kernels.sampling import Choice, Row, penalise, sample
+from parallel.kernels.sampling import Choice, Row, greedy, penalise, sample
 from parallel.requests.types import Sampling
 from tests.specs import small_spec  # noqa: F401  (its hypothesis settings)
 
@@ -132,6 +132,15 @@ def test_greedy_takes_the_largest() -> None:
     rows = [Row(Sampling(), tokens_at(3), 3)] * 5
     assert [c.token for c in sample(x, rows)] == x.argmax(-1).tolist()
     assert all(c == Choice(c.token) for c in sample(x, rows))
+
+
+@given(st.integers(1, 5), st.integers(1, 1600), st.integers(1, 4), st.integers(0, 99))
+def test_greedy_takes_the_first_maximum(rows: int, width: int, values: int, seed: int) -> None:
+    """Few different values: maxima come again in other pieces and behind the last whole one."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(values, (rows, width), generator=generator).float()
+    expected = [row.index(max(row)) for row in x.tolist()]
+    assert greedy(x).tolist() == expected
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])

@@ -159,7 +159,7 @@ class Worker {
     }
   }
 
-  // Where keys and values from `first` on lie, and a word to memory that they will be read.
+  // Where keys and values from `first` on lie.
   void find(const Tile& tile, int64_t first, int64_t count) {
     const int64_t* table = p_.tables + tile.sequence * p_.table_row;
     const int64_t size = p_.block_tokens, row = p_.kv_heads * p_.dim;
@@ -172,24 +172,6 @@ class Worker {
       const int64_t at = (table[block] * size + inside) * row + tile.kv * p_.dim;
       key_rows_[n] = p_.keys + at;
       value_rows_[n] = p_.values + at;
-      if (++inside == size) {
-        inside = 0;
-        ++block;
-      }
-    }
-  }
-
-  void ask_ahead(const Tile& tile, int64_t first, int64_t count) {
-    const int64_t* table = p_.tables + tile.sequence * p_.table_row;
-    const int64_t size = p_.block_tokens, row = p_.kv_heads * p_.dim;
-    const int64_t step = 64 / sizeof(T);
-    int64_t block = first / size, inside = first % size;
-    for (int64_t n = 0; n < count; ++n) {
-      const int64_t at = (table[block] * size + inside) * row + tile.kv * p_.dim;
-      for (int64_t i = 0; i < p_.dim; i += step) {
-        _mm_prefetch(reinterpret_cast<const char*>(p_.keys + at + i), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(p_.values + at + i), _MM_HINT_T0);
-      }
       if (++inside == size) {
         inside = 0;
         ++block;
@@ -210,9 +192,6 @@ class Worker {
       find(tile, first, count);
       pack_columns(key_rows_, whole, p_.dim, k_, kKeys);
       pack_rows(value_rows_, ceil_to(count, 2), p_.dim, v_, stride);
-      if (first + kKeys < end) {
-        ask_ahead(tile, first + kKeys, std::min(kKeys, end - first - kKeys));
-      }
       multiply<T>({q_, p_.padded_words(), k_, kKeys, scores_, kKeys, p_.words(), false}, rows,
                   whole / kLanes);
       for (int64_t r = 0; r < rows; ++r) {
