@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallel.requests.types import Sampling, TokenEvent
@@ -42,7 +42,7 @@ class _Running:
 
     def next(self, request_id: int) -> TokenEvent:
         event = self._token(request_id)
-        return replace(event, cached_tokens=self.cached) if self.made == 1 else event
+        return event._replace(cached_tokens=self.cached) if self.made == 1 else event
 
     def _token(self, request_id: int) -> TokenEvent:
         start = 0 if self.sampling.temperature == 0 else self.sampling.seed

@@ -51,10 +51,11 @@ def test_host_memory_is_written_after_its_copies_are_done() -> None:
 
 
 class Uploads(CpuDevice):
-    """Says what it was asked to copy."""
+    """Isn't the host, and says what it was asked to copy."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.torch_device = torch.device("cuda")
         self.whole: list[bool] = []
 
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -73,3 +74,22 @@ def test_a_steps_inputs_are_copied_without_gaps() -> None:
     step = buffers.build([Chunk(8, 2, 1, True)], sequences)
     assert step.block_tables.tolist() == [[9]]
     assert all(device.whole) and len(device.whole) == 12
+
+
+def test_a_table_is_shown_as_it_is_now() -> None:
+    """Rows that stay aren't written again: those that change, move or go must be."""
+    buffers, sequences = InputBuffers(SIZES, CpuDevice()), known_sequences()
+
+    def shown(*chunks: Chunk) -> list[list[int]]:
+        return buffers.build(chunks, sequences).block_tables.tolist()
+
+    first, second = Chunk(7, 5, 1, True), Chunk(8, 2, 1, True)
+    assert shown(first, second) == [[5, 2], [9, 0]]
+    sequences.apply(StepMessage(1, "decode", [], [], [], [], tables=[(8, 1, [4]), (7, 1, [6])]))
+    assert shown(first, second) == [[5, 6], [9, 4]]
+    assert shown(second) == [[9]]
+    assert shown(second, first) == [[9, 4], [5, 6]]
+    sequences.apply(StepMessage(2, "decode", [], [], [], [], tables=[(7, 0, [1, 3])]))
+    assert shown(second, first) == [[9, 4], [1, 3]]
+    sequences.apply(StepMessage(3, "decode", [], [8], [(8, [1, 2, 3], [7], {})], []))
+    assert shown(second, first) == [[7, 0], [1, 3]]

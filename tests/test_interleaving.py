@@ -95,8 +95,8 @@ def check_answer(path: Path, wanted: dict[str, Any], answer: dict[str, Any]) -> 
         (6, "qwen3", (1, 1), {}),
         (2, "mistral-window", (2, 1), {}),
         (4, "llama-5-heads-1-kv", (2, 1), {"collectives": "shared_memory"}),
-        (1, "qwen2-tied-window", (1, 2), {"batches": 3}),
-        (3, "qwen3", (2, 2), {}),
+        (6, "llama3-rope", (1, 2), {"batches": 3}),
+        (4, "qwen3", (2, 2), {}),
     ],
     ids=["tp1", "tp2-gloo", "tp2-shared-memory", "pp2-of-3-batches", "tp2-pp2"],
 )

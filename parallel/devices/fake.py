@@ -7,8 +7,11 @@ and copies from the host don't, so they do nothing here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, Timer
 from parallel.devices.cpu import HostTimer
@@ -28,6 +31,10 @@ class FakeCudaDevice(Device):
 
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(tuple(shape), dtype=dtype)
+
+    def array(self, host: torch.Tensor) -> NDArray[Any]:
+        """An array of its own: a fake tensor has no memory."""
+        return np.zeros(host.shape, dtype=np.int64)
 
     def upload(self, host: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out

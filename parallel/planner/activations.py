@@ -194,8 +194,7 @@ def _fullest(context: int, rows: int, page: int) -> int:
 
 def buffer_bytes(stage: StageShape, limits: EngineLimits, context_tokens: int, batches: int) -> int:
     """What a rank holds all the time beside weights and cache: a set of input buffers for each
-    batch in flight (runtime/inputs.py), the host's copies where they are in the same memory, and
-    what rotary positions and uneven heads keep."""
+    batch in flight (runtime/inputs.py), and what rotary positions and uneven heads keep."""
     sequences = min(limits.requests, limits.step_tokens)
     pages = -(-context_tokens // limits.block_tokens)
     numbers = 3 * limits.step_tokens + sequences * (2 + pages)
@@ -203,7 +202,7 @@ def buffer_bytes(stage: StageShape, limits: EngineLimits, context_tokens: int, b
     for shape, count in stage.blocks:
         constants += 0 if shape.rotary is None else count * 4 * (shape.rotary.dim // 2)
         constants += 0 if shape.uniform else count * 8 * shape.queries
-    return 8 * numbers * batches * (2 if stage.on_host else 1) + constants
+    return 8 * numbers * batches + constants
 
 
 def peak_bytes(

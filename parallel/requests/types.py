@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from parallel.errors import RequestError
 
@@ -107,8 +107,7 @@ class Request:
         return cls(body["id"], tuple(body["prompt"]), sampling, priority, group)
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One generated token. `finish_reason` is 'stop' or 'length' with the last token,
     'cancelled' or 'error' (then `token` may be -1 and `message` says why) when it was cut short;
     `top` holds `(token, logprob)` of the alternatives asked for. `cached_tokens` comes with the

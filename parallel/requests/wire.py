@@ -6,6 +6,7 @@ Framing and the mutual challenge by key are those of `multiprocessing.connection
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ class Channel:
         self._connection = Connection(os.dup(stream.fileno()))
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
+        self._arrivals = select.poll()
+        self._arrivals.register(self._connection.fileno(), select.POLLIN)
 
     def send(self, message: Message) -> None:
         """Raises `PeerLost`; blocks while the peer doesn't read and the buffers are full."""
@@ -71,10 +74,9 @@ class Channel:
     def poll(self, timeout: float | None = 0.0) -> bool:
         """True when `receive` wouldn't block (a lost peer included). None waits without limit."""
         with self._receiving:
-            try:
-                return self._connection.poll(timeout)
-            except (OSError, EOFError) as error:
-                raise self._lost() from error
+            if self._connection.closed:
+                raise self._lost()
+            return bool(self._arrivals.poll(None if timeout is None else 1e3 * timeout))
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -183,16 +185,7 @@ def _decode(raw: bytes) -> Message:
 def event_to_wire(event: TokenEvent) -> list[Any]:
     """`[request_id, token, logprob, [[token, logprob], …], finish_reason, message,
     cached_tokens, code]`"""
-    return [
-        event.request_id,
-        event.token,
-        event.logprob,
-        event.top,
-        event.finish_reason,
-        event.message,
-        event.cached_tokens,
-        event.code,
-    ]
+    return list(event)
 
 
 def event_from_wire(row: Sequence[Any]) -> TokenEvent:

@@ -156,7 +156,7 @@ class Engine:
                 return
             message = StepMessage.of(self._serial, batch, self._fresh, self._left)
             self._fresh, self._left = [], []
-            self.clock.start(self._serial, *_shape(batch), began)
+            self.clock.start(self._serial, *_shape(message.phase, batch), began)
             self._queued_seconds += [began - self._arrived.pop(s.id) for s in batch.joined]
             self.control.broadcast(message.to_wire())
             result = self.worker.run(message)
@@ -232,9 +232,13 @@ class Engine:
         )
 
 
-def _shape(batch: Batch) -> tuple[Shape, Contexts]:
-    rows = sum(1 for w in batch.work if w.samples)
-    chunks = sum(1 for w in batch.work if w.count > 1)
-    pairs = sum(w.count * w.start + w.count * (w.count + 1) // 2 for w in batch.work)
-    cached = sum(w.start + w.count for w in batch.work)
-    return Shape(batch.phase, batch.tokens, len(batch.work), rows, chunks), Contexts(pairs, cached)
+def _shape(phase: str, batch: Batch) -> tuple[Shape, Contexts]:
+    tokens = rows = chunks = pairs = cached = 0
+    for w in batch.work:
+        count = w.count
+        tokens += count
+        rows += w.samples
+        chunks += count > 1
+        pairs += count * w.start + count * (count + 1) // 2
+        cached += w.start + count
+    return Shape(phase, tokens, len(batch.work), rows, chunks), Contexts(pairs, cached)
