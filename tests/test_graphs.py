@@ -4,7 +4,7 @@ tensors. A replay runs the call again, so that whatever it took from the host sh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -260,10 +260,12 @@ class Queued(HostTimer):
 
     immediate = False
     ended: bool = False
-    started: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    def stretch_ns(self) -> tuple[int, int]:
+        return 1_000_000_000, 1_250_000_000
 
     def done(self) -> bool:
         return self.ended
@@ -285,11 +287,19 @@ def test_a_replay_counts_the_captured_calls_and_is_watched_as_one() -> None:
     device, ledger, counted = Queueing(), Ledger("decode"), Ledger("decode")
     axis = Communicator("tp", (0, 1), 0, Alone(), ledger, device)
     x = torch.ones(4, 2)
-    with axis.counting_into(counted):
+
+    def calls() -> None:
         axis.all_reduce(x, "ffn")
         axis.all_reduce(x, "ffn")
         axis.all_gather(x, [2, 3], "logits")
-    assert not device.timers and not ledger.counters and axis.waiting() is None
+
+    with axis.counting_into(Ledger("decode")):
+        calls()
+    assert not device.timers and axis.waiting() is None
+    with axis.counting_into(counted, timed=True):
+        calls()
+    assert len(device.timers) == 3 and not ledger.counters and axis.waiting() is None
+    device.timers.clear()
     ran: list[int] = []
     for _ in range(3):
         axis.run_captured(lambda: ran.append(1), x, counted)
@@ -302,4 +312,5 @@ def test_a_replay_counts_the_captured_calls_and_is_watched_as_one() -> None:
         timer.ended = True
     assert axis.waiting() is None
     axis.resolve()
-    assert all(c.seconds == 0 for c in ledger.counters.values())
+    seconds = {(r["op"]): r["seconds"] for r in ledger.rows(0)}
+    assert seconds == pytest.approx({"all_reduce": 6 * 0.25, "all_gather": 3 * 0.25})

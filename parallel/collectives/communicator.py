@@ -141,20 +141,23 @@ class Communicator:
             self._transport.flush()
 
     @contextmanager
-    def counting_into(self, ledger: Ledger) -> Iterator[None]:
-        """Inside, calls are counted in `ledger` and nothing is timed or watched: a graph that is
-        captured only writes them down, and the device's events would be written down with them."""
+    def counting_into(self, ledger: Ledger, timed: bool = False) -> Iterator[None]:
+        """Inside, calls are counted in `ledger`. Unless `timed`, nothing is timed or watched: a
+        graph that is captured only writes them down, and the device's events would be written down
+        with them."""
+        self.resolve()
         kept = self.ledger, self._immediate
-        self.ledger, self._immediate = ledger, True
+        self.ledger, self._immediate = ledger, self._immediate or not timed
         try:
             yield
+            self.resolve()
         finally:
             self.ledger, self._immediate = kept
 
     def run_captured(self, replay: Callable[[], None], x: torch.Tensor, counted: Ledger) -> None:
-        """Runs a captured piece of a step that has `counted` calls of this axis in it. They are
-        counted as at the capture; the watchdog sees the piece as one, with `x` as its array. The
-        device doesn't tell their times."""
+        """Runs a captured piece of a step that has the `counted` calls of this axis in it. They are
+        counted once more, with the seconds that they took then: of a graph's parts the device tells
+        no times. The watchdog sees the piece as one operation, with `x` as its array."""
         timer = self._begin("replay", x, "captured")
         begun = self._begun
         assert begun is not None
@@ -162,7 +165,7 @@ class Communicator:
         for (axis, op, layer, _, backend), counter in counted.counters.items():
             if axis == self.axis:
                 key = (axis, op, layer, self.ledger.phase, backend)
-                self.ledger.count_again(key, counter.calls, counter.bytes)
+                self.ledger.count_again(key, counter)
         self._begun = None
         if timer is None:
             return

@@ -58,11 +58,12 @@ class Ledger:
         counter.bytes += sent_bytes
         return counter
 
-    def count_again(self, key: Key, calls: int, sent_bytes: int) -> None:
-        """Calls of a captured piece of work, once more: their bytes together."""
+    def count_again(self, key: Key, before: Counter) -> None:
+        """The calls of a captured piece of work, with the seconds that they took `before`."""
         counter = self.counter(key)
-        counter.calls += calls
-        counter.bytes += sent_bytes
+        counter.calls += before.calls
+        counter.bytes += before.bytes
+        counter.nanoseconds += before.nanoseconds
 
     def add(
         self, key: Key, sent_bytes: int, begin_ns: int, end_ns: int, peer: int = NO_PEER

@@ -35,7 +35,7 @@ _ROW = Chunk(_NOBODY, 0, 1, True)
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph, and the calls of the axis in it."""
+    """A graph, and the axis's calls in the run before it was captured."""
 
     graph: Graph
     counted: Ledger
@@ -155,10 +155,12 @@ class DecodeGraphs:
         step = self._build(place, size, [], sequences)
         everything = (size.blocks * self._cache.block_tokens,) * size.rows
         step = replace(step, fixed=True, context_tokens=everything)
-        counted = Ledger("decode")
         with self._axis.counting_into(Ledger("decode")):
             # Libraries choose kernels and take workspaces in the first run.
-            self._forward(step)
+            self._forward(replace(step, _shared={}))
+        counted = Ledger("decode")
+        with self._axis.counting_into(counted, timed=True):
+            self._forward(replace(step, _shared={}))
         ready = replace(step, _shared={})
         self._prepare(ready)
 
@@ -166,7 +168,7 @@ class DecodeGraphs:
             # What layers share is part of the graph, but for what was prepared on the host.
             self._forward(replace(ready, _shared=dict(ready._shared)))
 
-        with self._axis.counting_into(counted):
+        with self._axis.counting_into(Ledger("decode")):
             try:
                 graph = self._device.capture(forward)
             except CaptureError as error:
