@@ -123,6 +123,7 @@ def _start(
         collectives=settings.collectives.value,
         timeout_seconds=settings.collective_timeout_seconds,
         batches=plan.batches,
+        symmetric_memory=settings.symmetric_memory,
     )
     traced = 0 if settings.trace is None else settings.trace_steps
     job = RankJob(plan, rank, device, options, make_worker, traced)

@@ -35,6 +35,7 @@ def plan_for(
     requests: int = 4,
     memory_gib: float = 2.0,
     sequence_parallel: str = "auto",
+    kernels: str = "auto",
 ) -> Plan:
     spec = load_spec(Path(model), weights=True)
     layout = Layout.make(spec, degrees, stages, heads)
@@ -47,6 +48,7 @@ def plan_for(
             requests,
             context_tokens=min(spec.context_tokens, 512),
             sequence_parallel=sequence_parallel,
+            kernels=kernels,
         ),
         Workload(16, 16, 1),
         Budget(memory_gib),

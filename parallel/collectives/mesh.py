@@ -17,6 +17,7 @@ from parallel.collectives.choice import RankFacts, choose_all_reduce
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.exchange import Exchange
 from parallel.collectives.shared_memory import own_facts, start_shared_memory
+from parallel.collectives.symmetric_memory import start_symmetric_memory
 from parallel.collectives.transport import ProcessGroupTransport, Transport
 from parallel.devices.base import Device
 from parallel.devices.fake import FakeCudaDevice
@@ -30,11 +31,13 @@ _GRACE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """`collectives` is 'auto', 'gloo' or 'shared_memory' (CPU); `batches` may be in flight."""
+    """`collectives` is 'auto', 'gloo' or 'shared_memory' (CPU); `batches` may be in flight;
+    `symmetric_memory`: of tensor-parallel GPUs that can read each other's."""
 
     collectives: str = "auto"
     timeout_seconds: float = 120.0
     batches: int = 1
+    symmetric_memory: bool = False
 
 
 class Mesh:
@@ -183,7 +186,11 @@ def _transport(
 ) -> Transport:
     assert group is not None
     if device.kind == "cuda":
-        return ProcessGroupTransport(group, ranks, "nccl", "CUDA devices", options.batches)
+        nccl = ProcessGroupTransport(group, ranks, "nccl", "CUDA devices", options.batches)
+        if not options.symmetric_memory or axis != "tp":
+            return nccl
+        host = socket.gethostname()
+        return start_symmetric_memory(nccl, group, exchange, ranks, device, host)
     members = [facts[r] for r in ranks]
     backend, reason = choose_all_reduce(options.collectives, axis, members, facts)
     if backend == "shared_memory":

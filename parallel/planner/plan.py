@@ -16,6 +16,7 @@ from parallel.planner.memory import RankMemory, kv_bytes_per_token
 from parallel.planner.queueing import Rules, Simulation
 from parallel.planner.room import size_cache, swap_blocks
 from parallel.planner.timing import StepModel, StepTime, unlike_replicas
+from parallel.planner.token_split import least_split_tokens
 from parallel.planner.work import StepWork
 
 _STEADY_REQUESTS = 48
@@ -59,6 +60,11 @@ class Plan:
             self.limits, (size * kv_bytes_per_token(layout, r, self.formats) for r in ranks)
         )
 
+    @cached_property
+    def split_tokens(self) -> int | None:
+        """Tokens of a step from which on tensor-parallel ranks split them; None: never."""
+        return least_split_tokens(self.layout, self.cluster, self.formats, self.limits)
+
     @property
     def context_tokens(self) -> int:
         """The longest sequence that can be served."""
@@ -91,7 +97,13 @@ class Plan:
 
     def _load(self, replica: int) -> LoadTimes:
         limits, workload, batches = self.limits, self.workload, self.batches
-        model = StepModel(self.layout, self.cluster, self.formats, replica=replica)
+        model = StepModel(
+            self.layout,
+            self.cluster,
+            self.formats,
+            replica=replica,
+            split_tokens=self.split_tokens,
+        )
         rules = Rules(
             step_tokens=batches * limits.step_tokens,
             requests=min(limits.requests, batches * limits.step_tokens),
@@ -186,6 +198,7 @@ class Plan:
             "kv_cache_tokens": self.kv_cache_tokens,
             "swap_tokens": self.swap_blocks * self.limits.block_tokens,
             "context_tokens": self.context_tokens,
+            "split_tokens": self.split_tokens,
             "kv_cache_requests": self.kv_cache_requests,
             "prefill": self._phase(self.prefill, self.chunk_tokens),
             "decode": self._phase(self.decode, self.batch),
@@ -242,7 +255,8 @@ def make_plan(
     average = workload.input_tokens + workload.output_tokens // 2
     chunk = min(workload.input_tokens, limits.step_tokens)
     kinds = [r for r, _ in unlike_replicas(layout, cluster)]
-    models = [StepModel(layout, cluster, formats, replica=r) for r in kinds]
+    split = least_split_tokens(layout, cluster, formats, limits)
+    models = [StepModel(layout, cluster, formats, replica=r, split_tokens=split) for r in kinds]
     prefill, decode = StepWork.prompt(chunk), StepWork.decode(batch, batch * average)
     return Plan(
         layout,

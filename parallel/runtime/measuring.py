@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from parallel.instrument.clock import StepClock
-from parallel.planner.plan import Plan
 from parallel.planner.load import Load
+from parallel.planner.plan import Plan
 from parallel.planner.timing import StepModel
 from parallel.planner.work import mean_work
 from parallel.requests.types import Sampling
@@ -195,7 +195,7 @@ def _by_phase(steps: list[RecordedStep], seconds: list[float]) -> Json:
 
 def predicted_costs(plan: Plan, clock: StepClock) -> Json:
     """Steps by phase as the clock saw them, and what the plan's model says of the same shapes."""
-    model = StepModel(plan.layout, plan.cluster, plan.formats)
+    model = StepModel(plan.layout, plan.cluster, plan.formats, split_tokens=plan.split_tokens)
     here = -(-plan.workload.concurrency // plan.layout.degrees.dp)
     batches = min(plan.batches, here)
     out: Json = {}

@@ -45,7 +45,7 @@ def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
 def predicted_steps(plan: Plan, clock: StepClock) -> Json:
     """Predicted and measured seconds of the phases that were run, summed over their shapes."""
     steps: Json = {}
-    model = StepModel(plan.layout, plan.cluster, plan.formats)
+    model = StepModel(plan.layout, plan.cluster, plan.formats, split_tokens=plan.split_tokens)
     for phase, shapes in clock.phases():
         if not shapes:
             continue

@@ -64,7 +64,12 @@ class Worker:
         cache_dtype = getattr(torch, plan.formats.kv_cache.torch)
         limits = plan.limits
         self._builder = LayerBuilder(
-            self.weights, mesh.tp, limits.attention, cache_dtype, limits.block_tokens
+            self.weights,
+            mesh.tp,
+            limits.attention,
+            cache_dtype,
+            limits.block_tokens,
+            plan.split_tokens,
         )
         self.model = Transformer(self._builder)
         blocks = plan.blocks + plan.spare_blocks(rank)
