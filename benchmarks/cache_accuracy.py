@@ -89,9 +89,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def plan_of(directory: Path, weights: str, cache: str | None) -> Plan:
-    """One rank with room for all prompts."""
+    """One rank with room for all prompts; attention is the form that takes every cache."""
     spec = load_spec(directory, weights=True)
-    limits = EngineLimits(step_tokens=512, requests=len(PROMPTS), context_tokens=256)
+    limits = EngineLimits(512, len(PROMPTS), context_tokens=256, attention="sdpa")
     return make_plan(
         Layout.make(spec, Degrees()),
         load_cluster("local", CONFIGS / "clusters", ranks=1),
