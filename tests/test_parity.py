@@ -94,6 +94,15 @@ def test_small_models_equal_transformers(
     check_against_transformers(pool, path, degrees, tmp_path, vocabulary)
 
 
+@pytest.mark.parametrize("name", ["llama-25-heads", "mistral-window", "qwen3", "gpt2"])
+def test_portable_kernels_give_the_same(
+    name: str, pool: RankPool, checkpoints: Path, tmp_path: Path
+) -> None:
+    """The other tests run the native ones where this machine has them."""
+    path, vocabulary = make_checkpoint(name, checkpoints), CONFIGS[name][1]["vocab_size"]
+    check_against_transformers(pool, path, Degrees(tp=2), tmp_path, vocabulary, kernels="portable")
+
+
 @pytest.mark.parametrize("degrees", LAYOUTS, ids=str)
 def test_the_default_model_equals_transformers(
     degrees: Degrees, pool: RankPool, tmp_path: Path
