@@ -25,22 +25,24 @@ def _print_case(case: Case, bandwidth: float, console: Console) -> None:
         f"{case.model}, {case.load} load, {case.clients} clients: "
         f"{case.weight_bytes / MIB:.0f} MiB of weights a step",
     )
-    columns = "system|tokens/s|decode|first ms|p99|token ms|p99|gap p99|peak MiB"
+    columns = "system|tokens/s|decode tokens/s"
     columns += "|of bandwidth" if case.clients == 1 else ""
     columns += "|communication" if case.communication else ""
-    table = make_table(columns, left=1)
+    speeds = make_table(columns, left=1)
+    times = make_table("system|first ms|p99|token ms|p99|gap ms p99|peak MiB", left=1)
     for label, runs in case.runs.items():
         decode = case.decode_tokens_per_second(label)
         cells = [label, Spread.of([run.tokens_per_second for run in runs]).text(1)]
         cells.append(decode.text(1) if decode else "–")
-        cells += _milliseconds(runs)
-        cells.append(f"{max(run.memory_bytes for run in runs) / MIB:.0f}")
         if case.clients == 1:
             cells.append(_percent(case.share_of_bandwidth(label, bandwidth)))
         if case.communication:
             cells.append(_percent(case.communication.get(label)))
-        table.add_row(*cells)
-    write_table(console, table)
+        speeds.add_row(*cells)
+        peak = max(run.memory_bytes for run in runs)
+        times.add_row(label, *_milliseconds(runs), f"{peak / MIB:.0f}")
+    write_table(console, speeds)
+    write_table(console, times)
     ratios = make_table("ratio|tokens/s|decode", left=1)
     decode_ratios = case.decode_ratios()
     for pair, spread in case.ratios().items():
