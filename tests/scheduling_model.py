@@ -124,7 +124,7 @@ class Replica:
                 self._end(number, reason)
 
     def _token(self) -> int:
-        return self.random.choice((1, 1, 1, 1, 2, 2, 3, EOS))
+        return self.random.choice((1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, EOS))
 
     def _end(self, number: int, reason: str) -> None:
         assert number not in self.ended, "ends once"

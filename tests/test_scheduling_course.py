@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,7 +23,7 @@ class Course(RuleBasedStateMachine):
     """Prompts are beginnings of few texts, of few tokens, so that much is shared by chance."""
 
     @initialize(
-        blocks=st.integers(3, 24),
+        blocks=st.integers(3, 16),
         block_tokens=st.sampled_from((1, 2, 4, 8)),
         host=st.sampled_from((0, 0, 4, 16)),
         prefix_cache=st.booleans(),
@@ -50,7 +53,7 @@ class Course(RuleBasedStateMachine):
     @rule(
         trunk=st.sampled_from(TRUNKS),
         length=st.integers(1, CONTEXT),
-        new=st.integers(1, 16),
+        new=st.integers(1, 30),
         priority=st.sampled_from((0, 0, 0, -1, 2)),
         answers=st.sampled_from((1, 1, 1, 2, 4)),
     )
@@ -113,3 +116,27 @@ class Course(RuleBasedStateMachine):
 
 class TestCourse(Course.TestCase):
     settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_long_courses_in_a_short_cache(seed: int) -> None:
+    """Sixty requests where two or three fit, a tenth of them cancelled at some time."""
+    draw = random.Random(seed)
+    size = draw.choice((1, 2, 4, 8))
+    manager = BlockManager(-(-64 // size), size, draw.choice((0, 96 // size)), seed % 3 > 0)
+    limits = Limits(draw.randint(4, 24), draw.randint(3, 8), CONTEXT, draw.randint(1, 3))
+    replica = Replica(Scheduler(manager, limits, (EOS,)), seed)
+    for number in range(60):
+        prompt = draw.choice(TRUNKS)[: draw.randint(1, 30)]
+        priority, group = draw.choice((0, 0, 1)), draw.choice((None, None, number // 4))
+        sampling = Sampling(max_tokens=draw.randint(1, 38), ignore_eos=draw.random() < 0.8)
+        replica.add(Request(number, prompt, sampling, priority, group))
+        for _ in range(draw.randint(0, 6)):
+            if not replica.scheduler.idle:
+                replica.step()
+                replica.check()
+        if draw.random() < 0.1:
+            replica.cancel(draw.randint(0, number))
+    replica.drain()
+    counts = replica.scheduler.counts
+    assert counts.swapped if manager.host_total else counts.recomputed
