@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from parallel.architecture.checkpoint import build_spec
+from parallel.collectives.mesh import Mesh
+from parallel.devices.fake import FakeCudaDevice
 from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.facts import Cluster
+from parallel.instrument.ledger import Ledger
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.communication import splits_tokens, step_collectives
 from parallel.planner.formats import choose_formats
-from parallel.planner.limits import EngineLimits
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.plan import make_plan
 from parallel.planner.timing import StepModel
 from parallel.planner.token_split import least_split_tokens
 from parallel.planner.work import StepWork
+from parallel.requests.types import Sampling
+from parallel.runtime.sequences import Chunk, StepMessage
+from parallel.runtime.worker import Worker
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.engine_case import CLUSTERS, plan_for
 from tests.rank_pool import RankPool
-from tests.specs import BIG, toy_cluster, toy_device
+from tests.specs import BIG, llama31_config, toy_cluster, toy_device
 from tests.test_parity import check_against_transformers, greedy, prompts
 
 SPLIT = 5
@@ -127,3 +137,43 @@ def test_it_is_used_where_the_predicted_step_is_shorter(name: str) -> None:
     sizes = [8192 >> n for n in range(10) if 8192 >> n > 8]
     paying = [n for i, n in enumerate(sizes) if all(saves(m) for m in sizes[: i + 1])]
     assert least == (paying[-1] if paying else None)
+
+
+@pytest.mark.parametrize("collectives", ["gloo", "shared_memory"])
+def test_live_tensors_stay_below_the_plan(collectives: str, pool: RankPool, tmp_path: Path) -> None:
+    """The plan's bytes are those of steps that aren't split, which hold more."""
+    limits = {"step_tokens": 48, "requests": 6, "context_tokens": 200, "sequence_parallel": "on"}
+    cases = [
+        {"model": str(make_checkpoint(name, tmp_path)), "limits": {**limits, "kernels": kernels}}
+        for name in CONFIGS
+        for kernels in ("auto", "portable")
+    ]
+    arguments = {"degrees": [2, 1], "cases": cases, "collectives": collectives}
+    for rank in pool.run("tests.activation_cases:peaks", 2, **arguments):
+        assert len(rank) == len(cases)
+        for found in rank:
+            assert found["planned"] == found["predicted"] >= found["measured"]
+
+
+@pytest.mark.parametrize("rank", [0, 9])
+def test_one_rank_of_many_counts_its_split_steps(rank: int) -> None:
+    """On fake CUDA tensors: 70 billion parameters, eight ranks a stage, a chunk of 304 tokens."""
+    degrees, device, ledger = Degrees(tp=8, pp=2), FakeCudaDevice(), Ledger()
+    spec = build_spec(llama31_config(80, 8192, 64, 28672), None, "70B")
+    limits = EngineLimits(requests=8, context_tokens=4096, sequence_parallel="on")
+    node = load_cluster("8xh200", CLUSTERS).nodes[0]
+    network = load_cluster("2x8xa100", CLUSTERS).network
+    cluster = Cluster("h200s", (node, replace(node, name="other")), network)
+    layout, formats = Layout.make(spec, degrees), choose_formats(spec)
+    plan = make_plan(layout, cluster, formats, limits, Workload(512, 128, 8), Budget())
+    joined = [(0, [1] * 304, list(range(19)), Sampling().to_wire())]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        worker = Worker(plan, rank, Mesh.dry(degrees, rank, device, ledger), device, ledger)
+        worker.run(StepMessage(0, "prefill", [], [], joined, [Chunk(0, 0, 304, True)]))
+    dist.destroy_process_group()
+    rows = [r for r in ledger.rows(rank) if r["op"] != "recv"]
+    called = step_collectives(layout, rank, formats, 304, 1, 9)
+    assert {(r["axis"], r["op"], r["layer"]): (r["calls"], r["bytes"]) for r in rows} == {
+        (c.axis, c.op, c.layer): (c.calls, c.calls * c.sent_bytes) for c in called
+    }
+    assert ("tp", "reduce_scatter", "ffn") in {(c.axis, c.op, c.layer) for c in called}
