@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -56,22 +57,23 @@ def load() -> None:
 
 
 def _compile(work: Path) -> None:
-    compiler = cpp_compiler()
-    if compiler is None:
+    named = cpp_compiler()
+    if named is None:
         raise RuntimeError("no C++ compiler on PATH (g++, c++, clang++)")
+    compiler = shlex.split(named)
     top = Path(torch.__file__).parent
     include = [f"-isystem{top / 'include'}"]
 
     def compiled(source: Path) -> str:
         out = work / f"{source.stem}.o"
-        _run([compiler, *_FLAGS, *include, "-c", str(source), "-o", str(out)])
+        _run([*compiler, *_FLAGS, *include, "-c", str(source), "-o", str(out)])
         return str(out)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources()))
     links = [f"-L{top / 'lib'}", "-lc10", "-ltorch_cpu"]
     out = str(work / f"{_NAME}.so")
-    _run([compiler, "-shared", "-fopenmp", *objects, *links, "-o", out])
+    _run([*compiler, "-shared", "-fopenmp", *objects, *links, "-o", out])
 
 
 def _run(command: list[str]) -> None:
