@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import BlockMask
 
 from parallel.devices.cpu import CpuDevice
 from parallel.devices.fake import FakeCudaDevice
@@ -21,6 +22,7 @@ from parallel.kernels import attention_cuda_flash as flash
 from parallel.kernels import attention_cuda_flashinfer as flashinfer
 from parallel.kernels.attention import AttentionBackend
 from parallel.kernels.attention_choice import FORMS, choose_attention
+from parallel.kernels.attention_cuda import Paged
 from parallel.kernels.attention_cuda_flash import Flash2, Flash3, FlashAttention
 from parallel.kernels.attention_cuda_flashinfer import FlashInferAttention
 from parallel.kernels.attention_cuda_flex import FlexAttention
@@ -276,3 +278,28 @@ def test_fake_tensors_take_the_same_way() -> None:
         out = FlashAttention(wanted, Flash3(Module()))(*heads, cache, step)
     assert (tuple(out.shape), out.device.type, out.dtype) == ((9, 32, 128), "cuda", torch.bfloat16)
     assert seen["page_table"].dtype is torch.int32 and seen["cu_seqlens_q"].shape == (2,)
+
+
+def test_flex_visits_the_blocks_of_each_sequence_alone() -> None:
+    """Not compiled, FlexAttention goes by the mask alone; the lists of blocks are what its kernel
+    visits."""
+    seen = []
+
+    class Listing(FlexAttention):
+        def _blocks_seen(self, paged: Paged, cache: LayerCache) -> BlockMask:
+            seen.append(super()._blocks_seen(paged, cache))
+            return seen[-1]
+
+    wanted = wanted_of((6, 2, 1, "auto", 0), 5)
+    both = courses(wanted.heads, [9, 4], torch.Generator().manual_seed(0), random.Random(0))
+    shape = (BLOCKS, BLOCK_TOKENS, 2, DIM)
+    cache = LayerCache(*(torch.zeros(shape, dtype=torch.float64) for _ in range(2)))
+    attention = Listing(wanted, varlen_attn)
+    compute(attention, cache, [(both[0], 8), (both[1], 3)])
+    compute(attention, cache, [(both[0], 1), (both[1], 1)])
+    (mask,) = seen
+    used = mask.kv_num_blocks.flatten().tolist()
+    assert used == [3, 1] and mask.full_kv_num_blocks is None
+    for row, course in enumerate(both):
+        assert mask.kv_indices[row, 0, 0, : used[row]].tolist() == course.blocks[: used[row]]
+    assert mask.BLOCK_SIZE[1] == BLOCK_TOKENS and mask.seq_lengths == (1, BLOCKS * BLOCK_TOKENS)

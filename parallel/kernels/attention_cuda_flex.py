@@ -24,6 +24,10 @@ from parallel.kernels.cache import LayerCache
 from parallel.kernels.step import StepInput
 
 _LEAST_BLOCK = 16
+_MOST_AT_ONCE = 64
+"""Keys that the kernel takes at once, a divisor of the blocks; it doesn't choose so by itself."""
+_QUERY_BLOCK = 128
+"""The kernel's own block of queries must divide the mask's, though a decode has one query."""
 Flex = Callable[..., torch.Tensor]
 
 
@@ -80,6 +84,7 @@ class FlexAttention(VarlenAttention):
             block_mask=mask,
             scale=self.scale,
             enable_gqa=self.group > 1,
+            kernel_options={"BLOCK_N": min(size, _MOST_AT_ONCE)},
         )
         return out.squeeze(2)
 
@@ -99,7 +104,7 @@ class FlexAttention(VarlenAttention):
         return BlockMask.from_kv_blocks(
             places.used.view(-1, 1, 1),
             paged.tables.view(-1, 1, 1, paged.tables.shape[1]),
-            BLOCK_SIZE=(1, size),
+            BLOCK_SIZE=(_QUERY_BLOCK, size),
             mask_mod=sees,
             seq_lengths=(1, blocks * size),
             compute_q_blocks=False,
