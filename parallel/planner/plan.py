@@ -84,7 +84,8 @@ class Plan:
 
     @property
     def kv_cache_requests(self) -> int:
-        """Requests of the workload that the cache of a replica has room for."""
+        """Requests of the workload that the cache of a replica has room for at their full length;
+        more may run while they are shorter."""
         tokens = self.workload.input_tokens + self.workload.output_tokens
         return self.blocks // -(-tokens // self.limits.block_tokens)
 
