@@ -21,8 +21,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load.processes import Family, free_port
-from benchmarks.load.running import wait_until_healthy
-from benchmarks.load.sse import Address
+from benchmarks.load.running import SystemFailed, reason, wait_until_healthy
+from benchmarks.load.sse import Address, HttpError
 from benchmarks.load.systems import OURS, ROOT, System, start_ours
 from benchmarks.models import MODELS
 from benchmarks.soaking.run import Soaked, soak, summary
@@ -50,15 +50,18 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="tessera-soak-") as scratch:
         log = arguments.log or Path(scratch) / "server.log"
-        soaked, faults = run(
-            MODELS[arguments.model](),
-            _LAYOUTS[arguments.layout],
-            log,
-            arguments.clients,
-            _until(60 * arguments.minutes),
-            arguments.growth,
-            _show,
-        )
+        try:
+            soaked, faults = run(
+                MODELS[arguments.model](),
+                _LAYOUTS[arguments.layout],
+                log,
+                arguments.clients,
+                _until(60 * arguments.minutes),
+                arguments.growth,
+                _show,
+            )
+        except SystemFailed as error:
+            raise SystemExit(f"not sound: the server failed: {error}") from None
     for line in summary(soaked):
         print(line)
     for fault in faults:
@@ -77,7 +80,7 @@ def run(
     show: Callable[[Vitals, Tally], None] = lambda _, __: None,
 ) -> tuple[Soaked, list[str]]:
     """A server started, soaked and ended; `goes_on()` is asked once it is warm. Also what was
-    wrong, in words."""
+    wrong, in words. Raises `SystemFailed` when it doesn't start or no longer answers at all."""
     address = Address("127.0.0.1", free_port())
     keys: dict[str, object] = {
         "engine.context_tokens": _CONTEXT_TOKENS,
@@ -103,6 +106,8 @@ def run(
         if not family.alive():
             faults.append(f"the server ended: {family.text()[-300:]}")
         return soaked, faults
+    except (HttpError, OSError) as error:
+        raise SystemFailed(f"{error}; {reason(family)}") from None
     finally:
         family.end()
 

@@ -74,7 +74,7 @@ def _ask_server(system: System, python: Path, setting: Setting, scratch: Path) -
             measured.append(_checked(load, served, family.take_peak_bytes()))
         return Turn(measured, start_seconds, _report(address) if system.name == OURS else None)
     except (HttpError, OSError) as error:
-        raise SystemFailed(f"{error}; {_reason(family)}") from None
+        raise SystemFailed(f"{error}; {reason(family)}") from None
     finally:
         family.end()
 
@@ -84,7 +84,7 @@ def wait_until_healthy(family: Family, address: Address) -> None:
     end = time.perf_counter() + _READY_SECONDS
     while time.perf_counter() < end:
         if not family.alive():
-            raise SystemFailed(_reason(family))
+            raise SystemFailed(reason(family))
         try:
             status, _ = asyncio.run(request(address, "GET", "/health"))
         except (OSError, HttpError):
@@ -130,7 +130,7 @@ def _run_driver(system: System, python: Path, setting: Setting, scratch: Path) -
 def _wait_for(path: Path, family: Family) -> None:
     while not path.exists():
         if not family.alive() and not path.exists():
-            raise SystemFailed(_reason(family))
+            raise SystemFailed(reason(family))
         time.sleep(_POLL_SECONDS)
 
 
@@ -141,7 +141,8 @@ def _checked(load: Load, served: Served, memory_bytes: int) -> Measured:
     return summarise(load, served, memory_bytes)
 
 
-def _reason(family: Family) -> str:
+def reason(family: Family) -> str:
+    """The last error that it printed, else its last line."""
     text = family.text()
     found = [m[0] for m in _ERROR.finditer(text) if "ChildFailedError" not in m[0]]
     last = found[-1] if found else (text.strip().splitlines() or ["printed nothing"])[-1]
