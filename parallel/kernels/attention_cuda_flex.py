@@ -44,9 +44,10 @@ def refuses(wanted: Wanted) -> str | None:
 @dataclass(frozen=True)
 class Places:
     """Where each sequence has the cache's blocks: `logical` [S, blocks of the cache], -1 where a
-    block isn't its own; `used` [S] blocks that it has."""
+    block isn't its own; `visited` [S, blocks of the cache], of which the first `used` [S] count."""
 
     logical: torch.Tensor
+    visited: torch.Tensor
     used: torch.Tensor
 
     @classmethod
@@ -58,7 +59,9 @@ class Places:
         logical = own.new_full((rows, blocks), -1)
         # A table is filled up with zeros: of several numbers for a block the real one is largest.
         logical.scatter_reduce_(1, paged.tables.long(), own, "amax")
-        return cls(logical, used.int())
+        visited = torch.zeros_like(logical)
+        visited.narrow(1, 0, width).copy_(paged.tables)
+        return cls(logical, visited, used.int())
 
 
 class FlexAttention(VarlenAttention):
@@ -103,7 +106,7 @@ class FlexAttention(VarlenAttention):
 
         return BlockMask.from_kv_blocks(
             places.used.view(-1, 1, 1),
-            paged.tables.view(-1, 1, 1, paged.tables.shape[1]),
+            places.visited.view(-1, 1, 1, blocks),
             BLOCK_SIZE=(_QUERY_BLOCK, size),
             mask_mod=sees,
             seq_lengths=(1, blocks * size),
