@@ -92,6 +92,7 @@ async def soak(
         await asyncio.wait((acting, watcher), return_when=asyncio.FIRST_COMPLETED)
         if watcher.done():
             acting.cancel()
+            await asyncio.gather(acting, return_exceptions=True)
             watcher.result()
         await acting
     finally:
