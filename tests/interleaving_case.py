@@ -140,6 +140,7 @@ def interleave(
         return {
             "mirror": len(job.worker.sequences.states),
             "whole": engine.scheduler.blocks.whole,
+            "swap_bytes": (plan.memory[0].swap, job.worker.mover.device_bytes),
             "seen": dict(seen),
             "counts": vars(engine.scheduler.counts),
             "cancelled_while_preempted": router.cancelled_while_preempted,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,13 @@ from parallel.devices.cpu import CpuDevice
 from parallel.kernels import block_moves
 from parallel.kernels.block_moves import BlockMover, BlockMoves
 from parallel.kernels.cache import KVCache, LayerCache
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits, Workload
+from parallel.planner.plan import Plan, make_plan
+from parallel.units import GIB
+from tests.specs import small_spec, toy_cluster, toy_device
 
 BLOCKS, HOST = 6, 5
 
@@ -66,7 +75,7 @@ def test_the_pool_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert size == sum(t[0].nbytes for layer in cache.layers.values() for t in layer.tensors)
     monkeypatch.setattr(block_moves, "_PIECE_BYTES", 2 * size + 1)
     mover = BlockMover(cache, HOST, CpuDevice())
-    assert mover.pool_bytes == HOST * size and mover.staging_bytes == 0
+    assert mover.device_bytes == mover.pool_bytes == HOST * size
     before = contents(cache)
     mover.run(BlockMoves(out=[(b, b) for b in range(HOST)]))
     mover.run(BlockMoves(back=[(HOST - b, b) for b in range(HOST)]))
@@ -84,4 +93,30 @@ def test_swapping_goes_through_a_buffer_where_the_host_is_elsewhere() -> None:
     after = contents(cache)
     for block, was in ((4, 2), (0, 1), (1, 5), (2, 5), (3, 3), (5, 5)):
         assert all(torch.equal(a, b) for a, b in zip(after[block], before[was], strict=True))
-    assert mover.staging_bytes == mover.block_bytes
+    assert mover.device_bytes == mover.staging_bytes == mover.block_bytes
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_plan_knows_the_pool(kind: str) -> None:
+    """As many blocks as fit where they take most; less cache for it only where the host's memory
+    is the device's."""
+    device = toy_device(4.0, kind=kind)
+    limits = EngineLimits(step_tokens=128, requests=64)
+    # Three query heads' worth of cache on two ranks: one holds more than the other.
+    spec = small_spec(num_attention_heads=3, num_key_value_heads=3, hidden_size=96)
+    layout, cluster = Layout.make(spec, Degrees(tp=2)), toy_cluster(device, device)
+
+    def planned(swap_gib: float) -> Plan:
+        swapping = replace(limits, swap_gib=swap_gib)
+        formats = choose_formats(spec)
+        return make_plan(layout, cluster, formats, swapping, Workload(16, 16, 1), Budget(0.6))
+
+    without, plan = planned(0.0), planned(0.25)
+    blocks = [m.kv_cache // (without.blocks + without.spare_blocks(0)) for m in without.memory]
+    assert len(set(blocks)) == 2
+    assert plan.swap_blocks == GIB // 4 // max(blocks)
+    taken = [size * plan.swap_blocks if kind == "cpu" else size for size in blocks]
+    assert [m.swap for m in plan.memory] == taken
+    assert [m.swap for m in without.memory] == [0, 0] and without.swap_blocks == 0
+    assert all(m.total <= m.budget for m in plan.memory)
+    assert plan.to_json()["swap_tokens"] == plan.swap_blocks * limits.block_tokens

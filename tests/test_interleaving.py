@@ -127,6 +127,8 @@ def test_requests_get_what_they_get_alone(
         check_answer(path, wanted[number], answer)
 
     assert leader["whole"]
+    planned_bytes, held_bytes = leader["swap_bytes"]
+    assert planned_bytes == held_bytes > 0
     assert [rank["mirror"] for rank in (leader, *others)] == [0] * (tp * pp)
     # All of it really happened.
     seen, counts = leader["seen"], leader["counts"]

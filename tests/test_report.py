@@ -273,6 +273,19 @@ def test_plan_table() -> None:
     assert all(len(line) <= COLUMNS for line in tables_of(text))
 
 
+def test_what_swapping_takes_is_shown_where_there_is_such_a_thing() -> None:
+    planned = plan()
+    assert "swap" not in printed(plan_tables, {"plans": [planned]})
+    for rank in planned["ranks"]:
+        rank["memory_bytes"]["swap"] = 77 * MIB
+    assert "77.00 MiB" in printed(plan_tables, {"plans": [planned]})
+    report = build_report(planned, [found(0, swap=78 * MIB)], [], {})
+    assert report["ranks"][0]["memory_bytes"]["swap"] == {
+        "predicted": 77 * MIB,
+        "measured": 78 * MIB,
+    }
+
+
 def test_plan_of_stages_and_mixed_devices() -> None:
     mixed = plan(2, 2)
     for rank in mixed["ranks"][2:]:

@@ -60,6 +60,11 @@ class BlockMover:
         return sum(piece.nbytes for piece in self._pool)
 
     @property
+    def device_bytes(self) -> int:
+        """Of the device's memory: the pool, where that is the host's, else the staging."""
+        return self.pool_bytes if self._staging is None else self.staging_bytes
+
+    @property
     def staging_bytes(self) -> int:
         return 0 if self._staging is None else self._staging.nbytes
 

@@ -29,9 +29,16 @@ CAUSES = (
 """Causes of memory; the last two are sums of those before them."""
 EXACT = ("weights", "kv_cache")
 PHASES = ("prefill", "decode")
+_SWAP = "swap"
 _GROUP = ("axis", "op", "layer", "phase", "backend")
 SPLITS = ("transfer_seconds", "wait_seconds", "exposed_seconds", "hidden_seconds")
 """Parts of a collective's seconds; `hidden_seconds` are beside them."""
+
+
+def shown_causes(memory: Json) -> tuple[str, ...]:
+    """`CAUSES`, and beside the cache what swapping takes, where there is such a thing."""
+    after = CAUSES.index("kv_cache") + 1
+    return (*CAUSES[:after], _SWAP, *CAUSES[after:]) if memory.get(_SWAP) else CAUSES
 
 
 def build_report(
@@ -83,7 +90,7 @@ def _rank(planned: Json, found: Json) -> dict[str, Any]:
         "rank": planned["rank"],
         "memory_bytes": {
             cause: {"predicted": predicted[cause], "measured": measured.get(cause)}
-            for cause in CAUSES
+            for cause in shown_causes(predicted)
             if cause in predicted
         },
         "bytes_read": found.get("bytes_read"),

@@ -19,11 +19,11 @@ from parallel.report.render import (
     write_table,
 )
 from parallel.report.report import (
-    CAUSES,
     PHASES,
     Json,
     layout_name,
     relative_error,
+    shown_causes,
     sum_collectives,
     summary_lines,
 )
@@ -102,7 +102,7 @@ def _layouts(plans: Sequence[Json], console: Console) -> None:
 
 
 def _plan_memory(plan: Json, console: Console) -> None:
-    causes = [cause for cause in CAUSES if cause != "peak_tensors"]
+    causes = [c for c in shown_causes(plan["ranks"][0]["memory_bytes"]) if c != "peak_tensors"]
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank in plan["ranks"]:
         memory = rank["memory_bytes"]

@@ -31,6 +31,7 @@ def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
         "measured_bytes": {
             "weights": weights,
             "kv_cache": cache,
+            "swap": worker.mover.device_bytes,
             "activations": activations.measured,
             "communication": worker.mesh.buffer_bytes,
             "runtime": runtime,

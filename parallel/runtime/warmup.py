@@ -79,7 +79,7 @@ def measure_peak(worker: Worker, device: Device) -> Peak:
     stage = stage_shape(plan.layout, worker.rank, plan.formats, plan.limits, plan.cluster)
     predicted = peak_bytes(stage, steps, plan.limits, plan.context_tokens, plan.batches)
     if live is None:
-        held = worker.weights.bytes + worker.cache.bytes
+        held = worker.weights.bytes + worker.cache.bytes + worker.mover.staging_bytes
         return Peak(device.memory_statistics().peak_allocated_bytes - held, predicted)
     return Peak(live.peak_bytes + worker.standing_bytes, predicted)
 
