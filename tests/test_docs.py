@@ -24,6 +24,7 @@ from launch.schema import (
     MeasureCommand,
     PlanCommand,
     ServeCommand,
+    SubmitCommand,
 )
 from parallel.instrument.cost import InstrumentCost, RecordCosts
 from parallel.instrument.ledger import Ledger
@@ -38,6 +39,7 @@ SCHEMAS = {
     "serve": ServeCommand,
     "calibrate": CalibrateCommand,
     "measure": MeasureCommand,
+    "submit": SubmitCommand,
 }
 README = (ROOT / "README.md").read_text()
 MAP = (ROOT / "docs/map.md").read_text()
@@ -97,7 +99,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`((?:make|torchrun|python) [^`]+)`", prose(page))
     for line in lines:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.split(" | ")[0], comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words.pop(0)
         if words:
@@ -122,6 +124,8 @@ def check_launcher(words: list[str], ranks: int | None) -> None:
     elif name == "fetch":
         assert all(a.startswith("model=") for a in arguments)
     else:
+        if arguments[:1] == ["-m"]:
+            arguments = [a.split(",")[0] for a in arguments[1:]]
         settings = checked(SCHEMAS[name], arguments)
         if ranks is not None and name != "calibrate":
             assert prod(d or 1 for d in (settings.tp, settings.pp, settings.dp)) == ranks
@@ -183,7 +187,7 @@ def yaml_defaults(name: str) -> dict[str, Any]:
     """What Hydra composes: base.yaml, run.yaml where it is named, then the launcher's own."""
     own = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
     out: dict[str, Any] = {}
-    for parent in (p for p in own.pop("defaults", ()) if p in ("base", "run")):
+    for parent in (p for p in own.pop("defaults", ()) if p in ("base", "run", "serve")):
         out |= yaml_defaults(parent)
     own.pop("hydra", None)
     return out | flat(own)
@@ -198,7 +202,7 @@ def test_the_contract_lists_every_key_with_its_default(name: str) -> None:
     for key, value in defaults.items():
         given = f"{name}: {key}" if f"{name}: {key}" in rows else key
         shown = str(value).lower() if isinstance(value, bool) else value
-        expected = words.get(value, shown)
+        expected = str(value) if isinstance(value, list) else words.get(value, shown)
         if key == "output":
             continue  # a format in plan, a file in generate: in the text
         assert rows[given] == f"`{expected}`" or rows[given] == str(expected), key
