@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.random_llama import ensure_random_llama
 from benchmarks.load.systems import ROOT
+from benchmarks.random_llama import ensure_random_llama
 from parallel.conversion.default_model import ensure_default_model
 from parallel.conversion.progress import say
 from parallel.report.render import make_console, make_table, write_line, write_table
 
-_MODELS = {"default": ensure_default_model, "random": ensure_random_llama}
+_MODELS: dict[str, Callable[[], Path]] = {"default": ensure_default_model, "random": ensure_random_llama}
 _WORKLOAD = (
     "workload.input_tokens=64",
     "workload.output_tokens=8",

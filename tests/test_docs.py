@@ -195,7 +195,7 @@ def yaml_defaults(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_the_contract_lists_every_key_with_its_default(name: str) -> None:
-    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| ([^|]+?) \|", CONTRACT, re.M))
+    rows = dict(re.findall(r"^\| `([a-z_.: ]+)` \| ([^|]+?) \|", CONTRACT, re.M))
     defaults = schema_defaults(SCHEMAS[name])
     assert yaml_defaults(name) == defaults
     words = {None: "null", "???": "required"}

@@ -109,10 +109,10 @@ class Stages:
         self._running -= sum(reason is not None for reason in ended)
 
 
-def run(ticks: list[int], arrivals: dict[int, int]) -> Stages:
+def run(ticks: list[int], arrivals: dict[int, int], made: Stages | None = None) -> Stages:
     limits = EngineLimits(step_tokens=128, requests=16, prefix_cache=False)
     plan = toy_planner(limits=limits).plan(Degrees(pp=len(ticks)), Wanted())
-    stages = Stages(ticks, arrivals)
+    stages = made or Stages(ticks, arrivals)
     engine = Engine(
         plan,
         cast(Worker, stages),
@@ -162,3 +162,37 @@ def test_a_trace_gives_rate_and_idle_time() -> None:
     found = measure(events, 3, 2)
     assert found.tokens_per_second == pytest.approx(600.0)
     assert found.idle == pytest.approx((0.2, 0.1))
+
+
+class Impatient(Stages):
+    """Its first request is cancelled once it has two tokens; another comes when all is quiet."""
+
+    def __init__(self) -> None:
+        super().__init__([5], {1: 0, 2: 1000})
+        self.head = True
+        self._seen = 0
+
+    def run(self, message: StepMessage) -> StepResult:
+        super().run(message)
+        choices = {c.id: Choice(7, None, ()) for c in message.chunks if c.samples}
+        return StepResult(message.serial, choices)
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        return self._seen == 2 or super().poll(timeout)
+
+    def receive(self) -> dict[str, Any]:
+        if self._seen == 2:
+            self._seen = 3
+            return {"type": "cancel", "id": 1}
+        return super().receive()
+
+    def send(self, message: dict[str, Any]) -> None:
+        super().send(message)
+        self._seen += any(event_from_wire(row).request_id == 1 for row in message["events"])
+
+
+def test_what_was_cancelled_is_gone_when_the_next_request_comes() -> None:
+    """Its last token was never told to the ranks, and must not be told after its end."""
+    stages = run([5], {}, Impatient())
+    assert stages.sequences.states == {}
+    assert len(stages.work[0]) == 2 + TOKENS

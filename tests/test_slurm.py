@@ -87,7 +87,8 @@ def rank_process(job: str, rank: int) -> int:
 
 def test_slurm_serves_the_default_model_over_two_nodes_and_drains(slurm: SlurmCluster) -> None:
     port = free_port()
-    done = submit(slurm, "tp=2", "nodes=2", f"port={port}", "host=127.0.0.1")
+    exact = "precision.weights=fp32"
+    done = submit(slurm, "tp=2", "nodes=2", f"port={port}", "host=127.0.0.1", exact)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ready http://127.0.0.1:{port}" in done.stdout
     job = job_of(done)

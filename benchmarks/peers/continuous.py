@@ -25,7 +25,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model, dtype="auto", attn_implementation="sdpa"
     )
-    greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
+    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1
+    )
     batching = ContinuousBatchingConfig(
         max_batch_tokens=_STEP_TOKENS,
         max_memory_percent=_CACHE_BYTES / psutil.virtual_memory().total,

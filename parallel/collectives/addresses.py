@@ -25,7 +25,7 @@ def own_interface() -> str | None:
     address = own_address()
     for name, held in psutil.net_if_addrs().items():
         if any(entry.address == address for entry in held):
-            return name
+            return str(name)
     return None
 
 

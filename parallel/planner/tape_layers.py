@@ -132,7 +132,7 @@ def logits(tape: Tape, hidden: int, head: HeadShape, rows: int, late: int) -> No
     """[R, h] → [R, V] float32, and the tokens. They are drawn when all else of the step is gone
     but `late` bytes."""
     picked = tape.take(rows * hidden * tape.width)
-    normed = norm(tape, rows, hidden, head.rms)
+    norm(tape, rows, hidden, head.rms)
     tape.give(picked)
     result = tape.take(rows * head.local * tape.width)
     if tape.width != _FLOAT:

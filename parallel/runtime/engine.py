@@ -204,7 +204,9 @@ class Engine:
             self._left.append(request_id)
 
     def _forget_ended(self) -> None:
-        """With no step to say it: nothing of a request stays on a rank that is idle."""
+        """With no step to say it: nothing of a request stays on a rank that is idle, nor a token of
+        one that was cancelled."""
+        self._fresh = []
         if self._left:
             left, self._left = self._left, []
             self.control.broadcast({"op": "forget", "left": left})
