@@ -12,8 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,10 @@ from parallel.conversion.default_model import ensure_default_model
 from parallel.conversion.progress import say
 from parallel.report.render import make_console, make_table, write_line, write_table
 
-_MODELS: dict[str, Callable[[], Path]] = {"default": ensure_default_model, "random": ensure_random_llama}
+_MODELS: dict[str, Callable[[], Path]] = {
+    "default": ensure_default_model,
+    "random": ensure_random_llama,
+}
 _WORKLOAD = (
     "workload.input_tokens=64",
     "workload.output_tokens=8",

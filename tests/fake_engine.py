@@ -63,8 +63,8 @@ class _Running:
 
 @dataclass
 class FakeEngine:
-    """`hold()` stops tokens until `release()`; `die()` ends the connection as a crash would. Of each
-    prompt `cached` tokens are said to be cached; `refusal` is what it answers to every request."""
+    """`hold()` stops tokens until `release()`; `die()` ends the connection as a crash would. Of
+    each prompt `cached` tokens are said to be cached; `refusal` is its answer to every request."""
 
     address: tuple[str, int]
     key: bytes

@@ -180,17 +180,18 @@ def test_a_refusal_is_true(asked: Asked, less: int) -> None:
 @st.composite
 def legal_steps(draw: st.DrawFn, plan: Plan) -> StepShape:
     """Any chunks that the limits allow, whether or not a scheduler gets there."""
+    most = min(plan.limits.step_tokens, plan.limits.requests)
     rows = min(plan.limits.step_tokens, -(-plan.limits.requests // plan.batches))
     left, longest = plan.limits.step_tokens, plan.context_tokens - 1
     chunks = []
-    for _ in range(draw(st.integers(1, rows))):
+    for _ in range(draw(st.integers(1, most))):
         if left == 0:
             break
         count = draw(st.integers(1, min(left, longest)))
         chunks.append((count, draw(st.integers(count, longest))))
         left -= count
     chunks.sort(key=lambda c: c[0] > 1)
-    return StepShape(tuple(chunks), draw(st.integers(0, len(chunks))))
+    return StepShape(tuple(chunks), draw(st.integers(0, min(rows, len(chunks)))))
 
 
 @given(asked(), st.sampled_from((7, 40, GATHER_TOKENS)), st.data())

@@ -155,32 +155,36 @@ def step_bytes(stage: StageShape, step: StepShape) -> int:
 
 def largest_steps(limits: EngineLimits, context_tokens: int, batches: int) -> tuple[StepShape, ...]:
     """The batches that take most, for sequences of up to `context_tokens`: as many decodes as
-    there may be, a prompt's last chunk, one beside a single decode and one beside many."""
+    there may be, a prompt's last chunk, one beside a single decode and one beside many.
+
+    Every sequence may have a chunk in a batch (one token of a prompt is shaped like a decode), but
+    each batch samples no more than its share of them."""
     context = max(1, context_tokens - 1)
+    most = min(limits.step_tokens, limits.requests)
     rows = min(limits.step_tokens, -(-limits.requests // batches))
     steps = [
-        _step(limits.step_tokens, context, rows, decodes, longest, cached)
-        for decodes in (0, 1, rows - 1, rows)
+        _step(limits.step_tokens, context, most, rows, decodes, longest, cached)
+        for decodes in (0, 1, most - 1, most)
         for longest in (context - 1, context)
-        for cached in {context, _fullest(context, rows, limits.block_tokens)}
+        for cached in {context, _fullest(context, most, limits.block_tokens)}
     ]
     return tuple(dict.fromkeys(s for s in steps if s.chunks))
 
 
 def _step(
-    tokens: int, context: int, rows: int, decodes: int, longest: int, cached: int
+    tokens: int, context: int, most: int, rows: int, decodes: int, longest: int, cached: int
 ) -> StepShape:
     """`decodes` of contexts `cached` (beside a short one, all of the context is gathered, whatever
     the window), and chunks of prompts on what is left of the tokens, all at the full context. A
     chunk that is its whole prompt needs no mask and no cache, but there may be more of it."""
-    decodes = max(0, min(decodes, rows, tokens))
+    decodes = max(0, min(decodes, most, tokens))
     chunks, left = [(1, cached)] * decodes, tokens - decodes
     if decodes > 1:
         chunks[0] = (1, 1)
-    while min(left, longest) > 1 and len(chunks) < rows:
+    while min(left, longest) > 1 and len(chunks) < most:
         chunks.append((min(left, longest), context))
         left -= chunks[-1][0]
-    return StepShape(tuple(chunks), len(chunks))
+    return StepShape(tuple(chunks), min(rows, len(chunks)))
 
 
 def _fullest(context: int, rows: int, page: int) -> int:
