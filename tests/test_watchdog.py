@@ -19,6 +19,7 @@ from parallel.collectives.exchange import Exchange
 from parallel.collectives.lifeline import Lifeline
 from parallel.collectives.mesh import Mesh
 from parallel.collectives.watchdog import Watchdog
+from parallel.devices.cpu import CpuDevice
 from parallel.errors import RankDied, RunError
 from parallel.requests.wire import Channel, connect, listen
 from tests.rank_pool import RankPool
@@ -52,6 +53,7 @@ class Stuck:
     """A communicator of four ranks whose fifth collective never ends."""
 
     axis, ranks, size, sequence = "tp", (0, 1, 2, 3), 4, 5
+    device = CpuDevice()
 
     def __init__(self) -> None:
         self.current = Current(
