@@ -95,9 +95,11 @@ def reference_model(path: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
+@cache
 @torch.inference_mode()
 def reference(path: Path, prompt: tuple[int, ...], tokens: int) -> tuple[torch.Tensor, list[int]]:
-    """Logits of the prompt's last token [V], and the greedy continuation."""
+    """Logits of the prompt's last token [V], and the greedy continuation; computed once, since
+    every layout is compared with them."""
     model = reference_model(path)
     ids = torch.tensor([prompt])
     logits = model(ids).logits[0, -1]

@@ -19,6 +19,7 @@ MEMORY = {
     "activations",
     "communication",
     "runtime",
+    "swap",
     "peak_tensors",
     "total",
     "budget",

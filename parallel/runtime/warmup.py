@@ -149,6 +149,6 @@ def run_shape(worker: Worker, shape: StepShape) -> None:
         table = [b % few for b in range(-(-context // limits.block_tokens))]
         sampling = _GREEDY if i else _EVERYTHING
         joined.append((i, [0] * context, table, sampling.to_wire()))
-        chunks.append(Chunk(i, context - count, count, True))
+        chunks.append(Chunk(i, context - count, count, i < shape.rows))
     worker.run(StepMessage(0, "warmup", [], [], joined, chunks))
     worker.sequences.states.clear()
