@@ -96,9 +96,11 @@ def _decode(tape: Tape, block: BlockShape, contexts: tuple[int, ...], page: int)
     most = max(1, GATHER_TOKENS // span)
     if rows > 1:
         _mask(tape, ("decode", block.window), rows, span, block.window)
-    parts = []
-    for begin in range(0, rows, most):
-        count = min(most, rows - begin)
+    whole, rest = divmod(rows, most)
+    # Gathers of one size take and leave the same: of them the last has most beside it.
+    before = max(0, whole - 1)
+    parts = [tape.take(before * most * heads * block.head_dim * tape.width)] if before else []
+    for count in [most] * (whole - before) + [rest] * (rest > 0):
         gathered = _gather(tape, block, count * span, count * pages)
         result = _scaled_dot_product(
             tape, count * heads, block.head_dim, 0 if rows == 1 else count * span
