@@ -25,6 +25,10 @@ _NATIVE = ("bf16", "fp32")
 """What norms, activations, rotary positions and attention have native kernels for."""
 
 
+LATE_ARRAYS = 2
+"""Of one group: gloo works with two threads, and each may hold the last array that it summed."""
+
+
 def kept_sends(batches: int) -> int:
     """Sends whose tensors a rank keeps until they have left (collectives/transport.py)."""
     return max(2, 2 * batches)
@@ -138,7 +142,7 @@ def step_bytes(stage: StageShape, step: StepShape) -> int:
         stage.scaled_cache,
     )
     size = step.tokens * stage.hidden * stage.width
-    late = tape.take(size if stage.late else 0)
+    late = tape.take(LATE_ARRAYS * size if stage.late else 0)
     if stage.embeds:
         embed(tape, step.tokens, stage.hidden, stage.splits, stage.positions)
     else:
