@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
+from launch.entry import EXIT_DONE
+from launch.ranks import failed_code
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +24,7 @@ def main(arguments: list[str]) -> int:
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        return EXIT_USER if EXIT_USER in codes else EXIT_FAILED
+        return failed_code(failure.exitcode for failure in error.failures.values())
     except SignalException:
         return EXIT_DONE
     return EXIT_DONE

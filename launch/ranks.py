@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
@@ -39,8 +39,12 @@ def start_local_ranks(script: Path, count: int, after_signal: int, more: Sequenc
     try:
         elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:], *more)
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        return EXIT_USER if EXIT_USER in codes else EXIT_FAILED
+        return failed_code(failure.exitcode for failure in error.failures.values())
     except SignalException:
         return after_signal
     return EXIT_DONE
+
+
+def failed_code(codes: Iterable[int]) -> int:
+    """2 if a rank found a user's error, else 1."""
+    return EXIT_USER if EXIT_USER in codes else EXIT_FAILED

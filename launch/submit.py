@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from launch import kubernetes, slurm
 from launch.entry import EXIT_DONE, EXIT_FAILED, run_command
-from launch.job_command import SCHEMAS, JobCommand, job_command
+from launch.job_command import JobCommand, job_command
 from launch.job_resources import Resources, resources
 from launch.planning import decide, model_spec
 from launch.running import check_formats, check_run_keys, show_plan
@@ -42,15 +42,12 @@ def main(settings: SubmitCommand) -> int:
 
 
 def _check(settings: SubmitCommand) -> None:
-    given = {"input": settings.input, "output": settings.output}
-    for key in ("input", "output"):
-        if settings.job is JobKind.generate and given[key] is None:
+    for key, value in (("input", settings.input), ("output", settings.output)):
+        if settings.job is JobKind.generate and value is None:
             raise ConfigError(f"{key} is not given; job=generate needs it: say {key}=…")
-    for key, value in (("restarts", settings.restarts), ("slurm.minutes", settings.slurm.minutes)):
-        if value is not None and value < 0:
-            raise ConfigError(f"{key}={value} is negative; give 0 or more")
-    if settings.job not in SCHEMAS:
-        raise ConfigError(f"job={settings.job} is unknown")
+    for key, number in (("restarts", settings.restarts), ("slurm.minutes", settings.slurm.minutes)):
+        if number is not None and number < 0:
+            raise ConfigError(f"{key}={number} is negative; give 0 or more")
 
 
 def _slurm(settings: SubmitCommand, plan: Plan, command: JobCommand, needed: Resources) -> int:

@@ -98,9 +98,6 @@ class Fields:
             raise HardwareError(f"{self.where}.{key}: expected true or false, got {value!r}")
         return value
 
-    def optional_number(self, key: str) -> float | None:
-        return self.number(key, zero=True) if key in self else None
-
     def count(self, key: str, default: int | None = None) -> int:
         value = self.number(key, default)
         if value != int(value):
