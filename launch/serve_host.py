@@ -60,7 +60,7 @@ class ServeHost(Host):
         address = f"http://{host}:{self._port}"
         body = {
             "model": self._name,
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
             "max_tokens": 32,
             "temperature": 0,
         }
