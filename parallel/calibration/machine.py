@@ -47,8 +47,10 @@ def fit_cluster(name: str, measures: Sequence[Json]) -> tuple[Cluster, Json]:
     groups = [group for measure in measures[:1] for group in measure["collectives"]]
     numbers = sorted({m["node"] for m in measures})
     nodes = []
+    # A job has one leader, and only that sees what a step takes: any host may be its.
+    (steps,) = [m["steps"] for m in measures if m["steps"]] or [[]]
     for number in numbers:
-        own = [m for m in measures if m["node"] == number]
+        own = [{**m, "steps": steps} for m in measures if m["node"] == number]
         (base,) = read_cluster(own[0]["machine"], name, {}).nodes
         device, found = fit_device(base.devices[0], own)
         errors |= {key: max(value, errors.get(key, 0.0)) for key, value in found.items()}

@@ -7,11 +7,12 @@ step's cost too.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from parallel.calibration.bench import Peers, lower_quartile
+from parallel.calibration.bench import MOST_BUDGETS, Peers, lower_quartile
 from parallel.calibration.overheads import StepPoint
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
@@ -23,7 +24,7 @@ from parallel.runtime.meter import Meter
 from parallel.runtime.rehearsal import Geometry, random_plan
 
 SEQUENCES = (1, 4, 16)
-_REPEATS = 5
+_LEAST_REPEATS, _MOST_REPEATS = 2, 5
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 24
 _HEAD_DIM = 64
@@ -57,8 +58,12 @@ class Prompts:
         self._left -= sum(e.finish_reason is not None for e in events)
 
 
-def measure_steps(job: RankJob, peers: Peers, advance: Callable[[float], None]) -> list[StepPoint]:
-    """What the leader saw; empty on its followers. `job` is of `step_plan`, all its ranks call."""
+def measure_steps(
+    job: RankJob, peers: Peers, budget_seconds: float, advance: Callable[[float], None]
+) -> list[StepPoint]:
+    """What the leader saw; empty on its followers. `job` is of `step_plan`, all its ranks call.
+
+    Between hosts a step takes long: where the budget is spent, fewer repeats do."""
     meter = Meter(job.device)
     model = job.worker.model
     (block,) = model.blocks
@@ -71,7 +76,12 @@ def measure_steps(job: RankJob, peers: Peers, advance: Callable[[float], None]) 
         meter.watch(owner, attribute, attribute)
     meter.on = job.is_leader
     found: list[list[float]] = [[] for _ in SEQUENCES]
-    for _ in range(_REPEATS):
+    began = time.monotonic()
+    for repeat in range(_MOST_REPEATS):
+        in_time = time.monotonic() - began < MOST_BUDGETS * budget_seconds
+        if not peers.agree(repeat < _LEAST_REPEATS or in_time):
+            advance(1 - repeat / _MOST_REPEATS)
+            break
         for sequences, seconds in zip(SEQUENCES, found, strict=True):
             peers.align()
             job.worker.sequences.states.clear()
@@ -79,7 +89,7 @@ def measure_steps(job: RankJob, peers: Peers, advance: Callable[[float], None]) 
                 seconds.append(_run(job, meter, sequences))
             else:
                 job.follow()
-        advance(1 / _REPEATS)
+        advance(1 / _MOST_REPEATS)
     if not job.is_leader:
         return []
     return [
