@@ -17,8 +17,6 @@ from tests.commands import ROOT, run
 from tests.two_hosts import TwoHosts, two_hosts, why_not
 
 CLUSTERS = ROOT / "configs/clusters"
-WHY_NOT = why_not()
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 DELAY_MS = 2.0
 LAYERS = 4
 KEYS = (
@@ -31,6 +29,8 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[TwoHosts]:
+    if reason := why_not():
+        pytest.skip(reason)
     with two_hosts(DELAY_MS) as made:
         yield made
 

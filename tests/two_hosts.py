@@ -22,7 +22,19 @@ _ADDRESSES = ("10.73.0.1", "10.73.0.2")
 _PORT = "29511"
 """Free, since every namespace has ports of its own."""
 _PROGRAMS = ("ip", "unshare", "mount", "taskset")
-_ENTER = 'hostname "$0" && mount -t tmpfs none /dev/shm && exec "$@"'
+_CACHE = "/sys/devices/system/cpu/cpu0/cache"
+_ENTER = f"""
+set -e
+hostname "$0"
+mount -t tmpfs none /dev/shm
+if [ -d {_CACHE} ]; then
+    mount -t tmpfs none {_CACHE}
+    mkdir {_CACHE}/index3
+    echo 1024K > {_CACHE}/index3/size
+fi
+exec "$@"
+"""
+"""A host says that its cache is small, so that calibration has little to walk through."""
 
 
 def why_not() -> str:
