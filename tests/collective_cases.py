@@ -21,17 +21,21 @@ from parallel.layout.degrees import Degrees
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _mesh(rank: int, degrees: list[int], collectives: str) -> tuple[Mesh, Ledger]:
+def _mesh(
+    rank: int, degrees: list[int], collectives: str, native: bool = False
+) -> tuple[Mesh, Ledger]:
     ledger = Ledger()
-    device = CpuDevice(1)
+    device = CpuDevice(1, native)
     return Mesh.create(
         Degrees(*degrees), rank, device, ledger, MeshOptions(collectives, 60)
     ), ledger
 
 
-def reduce_and_gather(rank: int, degrees: list[int], collectives: str) -> dict[str, Any]:
-    """Sums and gathers of every format and of shapes around the operator's thresholds."""
-    mesh, ledger = _mesh(rank, degrees, collectives)
+def reduce_and_gather(
+    rank: int, degrees: list[int], collectives: str, native: bool = False
+) -> dict[str, Any]:
+    """Sums and gathers of every format and of shapes around the backends' thresholds."""
+    mesh, ledger = _mesh(rank, degrees, collectives, native)
     tp = mesh.tp
     sums: list[bool] = []
     for name, dtype in DTYPES.items():
@@ -50,7 +54,9 @@ def reduce_and_gather(rank: int, degrees: list[int], collectives: str) -> dict[s
     sizes = [3, 1, 2, 5][: tp.size]
     gathered = tp.all_gather(torch.full((2, sizes[tp.index]), float(tp.index)), sizes, "logits")
     want = torch.cat([torch.full((2, n), float(i)) for i, n in enumerate(sizes)], dim=1)
-    shm = [p.name for p in Path("/dev/shm").iterdir() if "deepspeed" in p.name]
+    shm = [
+        p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(("deepspeed", "tessera"))
+    ]
     answer = {
         "sums": sums,
         "gathered": torch.equal(gathered, want),
@@ -58,6 +64,7 @@ def reduce_and_gather(rank: int, degrees: list[int], collectives: str) -> dict[s
         "reason": tp.reason,
         "rows": ledger.rows(rank),
         "segments": shm,
+        "buffer_bytes": mesh.buffer_bytes,
     }
     mesh.close()
     return answer
@@ -97,10 +104,12 @@ def control(rank: int, degrees: list[int]) -> list[Any]:
     return out
 
 
-def late(rank: int, degrees: list[int], collectives: str, op: str) -> list[str]:
+def late(
+    rank: int, degrees: list[int], collectives: str, op: str, native: bool = False
+) -> list[str]:
     """The first rank of a pipeline, or the last of a group, stays away until the others' watchdogs
     have spoken."""
-    mesh, _ = _mesh(rank, degrees, collectives)
+    mesh, _ = _mesh(rank, degrees, collectives, native)
     communicator = mesh.pp if op == "recv" else mesh.tp
     said: list[str] = []
     dog = Watchdog.start(mesh, 1.0, lambda error: said.append(str(error)))

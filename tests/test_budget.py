@@ -227,12 +227,23 @@ def test_buffers_of_the_backends(kind: str, link: str, tp: int, pp: int, mebibyt
     device = toy_device(kind=kind)
     node = Node("box", (device,) * (tp * pp), Link(cast(LinkKind, link), 1e9, 1e-6), 8, 64 * GIB)
     layout = Layout.make(BIG, Degrees(tp, pp))
-    assert communication_bytes(layout, 0, Cluster("toys", (node,))) == mebibytes * MIB
+    assert (
+        communication_bytes(layout, 0, Cluster("toys", (node,)), EngineLimits()) == mebibytes * MIB
+    )
+
+
+@pytest.mark.parametrize(("kernels", "mebibytes"), [("auto", 8 + 2), ("portable", 8 + 66)])
+def test_slots_of_the_native_kernels(kernels: str, mebibytes: int) -> None:
+    device = replace(toy_device(kind="cpu"), native_kernels=True)
+    node = Node("box", (device,) * 2, Link("shared_memory", 1e9, 1e-6), 8, 64 * GIB)
+    layout, limits = Layout.make(BIG, Degrees(2)), EngineLimits(kernels=kernels)
+    cluster = Cluster("toys", (node,))
+    assert communication_bytes(layout, 0, cluster, limits) == mebibytes * MIB
 
 
 def test_a_run_over_gloo_has_no_workspace() -> None:
     slow, fast = Link("loopback", 1e9, 1e-6), Link("shared_memory", 1e9, 1e-6)
     node = Node("box", (toy_device(),) * 2, fast, 8, 64 * GIB, slow)
     layout, cluster = Layout.make(BIG, Degrees(2)), Cluster("toys", (node,))
-    less = communication_bytes(layout, 0, without_shared_memory(cluster))
-    assert communication_bytes(layout, 0, cluster) - less == 66 * MIB
+    less = communication_bytes(layout, 0, without_shared_memory(cluster), EngineLimits())
+    assert communication_bytes(layout, 0, cluster, EngineLimits()) - less == 66 * MIB

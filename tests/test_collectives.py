@@ -15,6 +15,7 @@ from parallel.collectives.addresses import (
     own_interface,
 )
 from parallel.collectives.choice import (
+    NATIVE_SEGMENT_BYTES,
     WORKSPACE_BYTES,
     RankFacts,
     choose_all_reduce,
@@ -30,18 +31,28 @@ from tests.rank_pool import RankPool
 
 CASES = "tests.collective_cases"
 HERE = RankFacts("host-a", range(8), 8, 1 << 30)
+NATIVE = replace(HERE, native=True)
 
 
 @pytest.mark.parametrize(
-    ("world", "collectives", "backend"),
-    [(2, "gloo", "gloo"), (3, "gloo", "gloo"), (4, "gloo", "gloo"), (2, "auto", "shared_memory")],
+    ("world", "collectives", "native", "backend"),
+    [
+        (2, "gloo", False, "gloo"),
+        (3, "gloo", False, "gloo"),
+        (4, "gloo", False, "gloo"),
+        (2, "auto", False, "shared_memory"),
+        (2, "auto", True, "shared_memory"),
+    ],
 )
-def test_sums_and_gathers(world: int, collectives: str, backend: str, pool: RankPool) -> None:
-    answers = pool.run(
-        f"{CASES}:reduce_and_gather", world, degrees=[world, 1, 1], collectives=collectives
-    )
+def test_sums_and_gathers(
+    world: int, collectives: str, native: bool, backend: str, pool: RankPool
+) -> None:
+    arguments = {"degrees": [world, 1, 1], "collectives": collectives, "native": native}
+    answers = pool.run(f"{CASES}:reduce_and_gather", world, **arguments)
     for answer in answers:
         assert answer["backend"] == backend
+        if backend == "shared_memory":
+            assert answer["buffer_bytes"] == (NATIVE_SEGMENT_BYTES if native else WORKSPACE_BYTES)
         assert all(answer["sums"]) and answer["gathered"]
         assert answer["segments"] == []
         rows = {(r["op"], r["layer"]): r for r in answer["rows"]}
@@ -91,7 +102,9 @@ def test_a_failed_build_falls_back_to_gloo_and_says_so(pool: RankPool, tmp_path:
         ([replace(HERE, cores=[3])] * 2, None, "2 ranks share 1 cores"),
         ([replace(HERE, shm_bytes=64 << 20)] * 2, None, "/dev/shm has 64.00 MiB free"),
         ([replace(HERE, shm_bytes=2 * WORKSPACE_BYTES)] * 2, None, "132.01 MiB are needed"),
-        ([HERE, replace(HERE, lacks="ninja is not on PATH")], None, "ninja"),
+        ([HERE, replace(NATIVE, lacks="ninja is not on PATH")], None, "ninja"),
+        ([replace(NATIVE, shm_bytes=3 << 20)] * 2, None, "4.00 MiB are needed"),
+        ([NATIVE, NATIVE], [NATIVE] * 9, "9 ranks share 8 cores"),
         ([HERE, replace(HERE, serves=group_mark("ab", 0, 2))], None, "used its one shared-memory"),
         ([replace(HERE, serves=group_mark("ab", i, 3)) for i in (0, 1)], None, "used its one"),
     ],
@@ -112,8 +125,9 @@ def test_where_shared_memory_is_not_safe(
         [replace(HERE, cores=[i]) for i in range(2)],
         [replace(HERE, shm_bytes=2 * (WORKSPACE_BYTES + 4096))] * 2,
         [replace(HERE, shm_bytes=0, serves=group_mark("ab", i, 2)) for i in range(2)],
+        [replace(NATIVE, lacks="no deepspeed", shm_bytes=4 << 20)] * 2,
     ],
-    ids=["a core each", "pinned apart", "just enough room", "the same group again"],
+    ids=["a core each", "pinned apart", "just enough room", "the same group again", "native"],
 )
 def test_where_shared_memory_is_safe(group: list[RankFacts]) -> None:
     assert choose_all_reduce("auto", "tp", group, group)[0] == "shared_memory"

@@ -27,12 +27,16 @@ from tests.rank_pool import RankPool
 CASES = "tests.collective_cases"
 
 
-@pytest.mark.parametrize(("world", "collectives"), [(3, "gloo"), (2, "shared_memory")])
-def test_the_absent_rank_is_named(world: int, collectives: str, pool: RankPool) -> None:
-    """With shared memory the main thread spins in native code all the while."""
-    answers = pool.run(
-        f"{CASES}:late", world, degrees=[world, 1, 1], collectives=collectives, op="all_reduce"
-    )
+@pytest.mark.parametrize(
+    ("world", "collectives", "native"),
+    [(3, "gloo", False), (2, "shared_memory", False), (2, "shared_memory", True)],
+)
+def test_the_absent_rank_is_named(
+    world: int, collectives: str, native: bool, pool: RankPool
+) -> None:
+    """With shared memory the main thread waits in native code all the while."""
+    arguments = {"collectives": collectives, "native": native, "op": "all_reduce"}
+    answers = pool.run(f"{CASES}:late", world, degrees=[world, 1, 1], **arguments)
     for rank in range(world - 1):
         (message,) = answers[rank]
         assert message.startswith(

@@ -1,7 +1,8 @@
 """Which backend an axis gets on CPU, and why: a pure function of what the ranks said of themselves.
 
-DeepSpeed's shared-memory all-reduce is two orders of magnitude faster than gloo for decode-sized
-tensors, and safe only under the conditions checked here (docs/collectives.md).
+Shared memory is two orders of magnitude faster than gloo for decode-sized tensors: the native
+kernels', or DeepSpeed's where there are none, which is safe only under the conditions checked here
+(docs/collectives.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from parallel.hardware.limits import cpu_flags, usable_cores
 from parallel.units import MIB, format_bytes
 
 WORKSPACE_BYTES = 66 * MIB
-"""What the operator keeps in /dev/shm for each rank, but for a page of its state."""
+"""What DeepSpeed's operator keeps in /dev/shm for each rank, but for a page of its state."""
+
+NATIVE_SEGMENT_BYTES = 2 * MIB
+"""What the native collectives keep there for each rank."""
 
 _SEGMENT_BYTES = WORKSPACE_BYTES + 4096
 _NO_AFFINITY = 1 << 20
@@ -33,7 +37,8 @@ class RankFacts:
     """`host` tells machines apart; `cores` are the numbers of those that the rank may run on,
     `quota_cores` how many its container pays for; `shm_bytes` are free in /dev/shm; `lacks` says
     what the operator misses there, empty when nothing; `serves` names the group and place that the
-    process's operator has been started for, empty when none."""
+    process's operator has been started for, empty when none; `native`: it has the native kernels,
+    and needs no such operator."""
 
     host: str
     cores: Sequence[int]
@@ -41,9 +46,10 @@ class RankFacts:
     shm_bytes: int
     lacks: str = ""
     serves: str = ""
+    native: bool = False
 
     @classmethod
-    def here(cls, serves: str = "") -> RankFacts:
+    def here(cls, serves: str = "", native: bool = False) -> RankFacts:
         return cls(
             _host(),
             sorted(os.sched_getaffinity(0)),
@@ -51,6 +57,7 @@ class RankFacts:
             _free_shm(),
             missing_instructions(platform.machine(), cpu_flags()) or missing_build_tools(),
             serves,
+            native,
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -104,6 +111,10 @@ def served_token(group: Sequence[RankFacts]) -> str:
     return token if [r.serves for r in group] == expected else ""
 
 
+def all_native(group: Sequence[RankFacts]) -> bool:
+    return all(r.native for r in group)
+
+
 def choose_all_reduce(
     asked: str, axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts]
 ) -> tuple[str, str]:
@@ -123,7 +134,7 @@ def choose_all_reduce(
 
 def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts]) -> str:
     if axis != "tp":
-        return "the shared-memory operator serves the tp axis alone"
+        return "shared memory serves the tp axis alone"
     hosts = {r.host for r in group}
     if len(hosts) > 1:
         return f"its ranks are on {len(hosts)} hosts"
@@ -135,6 +146,9 @@ def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts])
         return (
             f"{len(neighbours)} ranks share {cores} cores, and shared memory spins while it waits"
         )
+    room = min(r.shm_bytes for r in neighbours)
+    if all_native(group):
+        return _short_of(room, NATIVE_SEGMENT_BYTES * len(neighbours))
     lacking = next((r.lacks for r in group if r.lacks), "")
     if lacking:
         return lacking
@@ -142,8 +156,10 @@ def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts])
         return ""
     if any(r.serves for r in group):
         return "a process of it has used its one shared-memory group for other ranks"
-    room = min(r.shm_bytes for r in neighbours)
-    needed = _SEGMENT_BYTES * len(neighbours)
-    if room < needed:
-        return f"/dev/shm has {format_bytes(room)} free, {format_bytes(needed)} are needed"
-    return ""
+    return _short_of(room, _SEGMENT_BYTES * len(neighbours))
+
+
+def _short_of(room: int, needed: int) -> str:
+    if room >= needed:
+        return ""
+    return f"/dev/shm has {format_bytes(room)} free, {format_bytes(needed)} are needed"

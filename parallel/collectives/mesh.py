@@ -13,10 +13,11 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from parallel.collectives.addresses import choose_gloo_interface
-from parallel.collectives.choice import RankFacts, choose_all_reduce
+from parallel.collectives.choice import RankFacts, all_native, choose_all_reduce
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.exchange import Exchange
 from parallel.collectives.shared_memory import own_facts, start_shared_memory
+from parallel.collectives.shared_memory_native import start_native_shared_memory
 from parallel.collectives.symmetric_memory import start_symmetric_memory
 from parallel.collectives.transport import ProcessGroupTransport, Transport
 from parallel.devices.base import Device
@@ -172,7 +173,7 @@ def _groups(
 def _facts(exchange: Exchange, device: Device) -> list[RankFacts]:
     if device.kind == "cuda" or exchange.world_size == 1:
         return []
-    return [RankFacts(**f) for f in exchange.collect("facts", own_facts().to_wire())]
+    return [RankFacts(**f) for f in exchange.collect("facts", own_facts(device.native).to_wire())]
 
 
 def _transport(
@@ -196,6 +197,8 @@ def _transport(
     if backend == "shared_memory":
         general = ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)
         try:
+            if all_native(members):
+                return start_native_shared_memory(general, reason, exchange, ranks)
             return start_shared_memory(general, reason, exchange, ranks, members)
         except RunError as error:
             if options.collectives == backend:

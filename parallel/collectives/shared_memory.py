@@ -75,8 +75,8 @@ class _StaticGroup:
 _static_group = _StaticGroup()
 
 
-def own_facts() -> RankFacts:
-    return RankFacts.here(serves=_static_group.mark)
+def own_facts(native: bool) -> RankFacts:
+    return RankFacts.here(serves=_static_group.mark, native=native)
 
 
 def start_shared_memory(

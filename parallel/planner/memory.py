@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
 from parallel.planner.formats import Formats
+from parallel.planner.limits import EngineLimits
 from parallel.units import MIB
 
 ESTIMATES = ("activations", "communication", "runtime")
@@ -19,6 +20,7 @@ ESTIMATES = ("activations", "communication", "runtime")
 _NCCL_BYTES = ((2, 342 * MIB), (3, 392 * MIB))
 """By the least number of ranks: reported on H100 for two, and for four to eight."""
 _WORKSPACE_BYTES = 66 * MIB
+_NATIVE_WORKSPACE_BYTES = 2 * MIB
 _GLOO_BYTES = 8 * MIB
 FLASHINFER_BYTES = 128 * MIB
 """As recommended for FlashInfer's wrappers, which share it; each holds 8 MiB more."""
@@ -61,15 +63,20 @@ def kv_bytes_per_token(layout: Layout, rank: int, formats: Formats) -> int:
     return layout.kv_elements_per_token(rank) * formats.kv_cache.bytes + scales
 
 
-def communication_bytes(layout: Layout, rank: int, cluster: Cluster) -> int:
+def communication_bytes(layout: Layout, rank: int, cluster: Cluster, limits: EngineLimits) -> int:
     """Buffers of the backends. CUDA: one NCCL communicator for each axis of more than one rank.
-    CPU: what gloo holds, and the workspace of the shared-memory operator where it serves."""
+    CPU: what gloo holds, and what is shared where shared memory serves: with the native kernels
+    their slots, else the workspace of DeepSpeed's operator."""
     degrees = layout.degrees
     groups = [len(degrees.group(axis, rank)) for axis in ("tp", "pp")]
     if cluster.device(rank).type.kind == "cuda":
         return sum(nccl_bytes(ranks) for ranks in groups)
     gloo = _GLOO_BYTES if degrees.world_size > 1 else 0
-    return gloo + (_WORKSPACE_BYTES if shares_memory(layout, rank, cluster) else 0)
+    if not shares_memory(layout, rank, cluster):
+        return gloo
+    ranks = layout.degrees.group("tp", rank)
+    native = all(limits.native(cluster.device(r).type) for r in ranks)
+    return gloo + (_NATIVE_WORKSPACE_BYTES if native else _WORKSPACE_BYTES)
 
 
 def nccl_bytes(ranks: int) -> int:
@@ -78,7 +85,7 @@ def nccl_bytes(ranks: int) -> int:
 
 
 def shares_memory(layout: Layout, rank: int, cluster: Cluster) -> bool:
-    """Whether the rank's tp axis gets the shared-memory operator, as far as a plan can know: it
+    """Whether the rank's tp axis gets shared memory, as far as a plan can know: it
     serves ranks of one host with a core each (collectives/choice.py)."""
     ranks = layout.degrees.group("tp", rank)
     if len(ranks) == 1:

@@ -67,7 +67,7 @@ class Room:
                 weights=weight_bytes(layout, number, formats),
                 kv_cache=0,
                 activations=0,
-                communication=communication_bytes(layout, number, cluster),
+                communication=communication_bytes(layout, number, cluster, limits),
                 runtime=0,
                 budget=budget.bytes(device.type.memory_bytes),
             )
