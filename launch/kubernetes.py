@@ -139,13 +139,15 @@ def _job_set(deployed: Deployed) -> Json:
 
 
 def _service(deployed: Deployed) -> Json:
+    """Not called like the workload: a group's controller makes a headless service of that name, by
+    which its pods find each other."""
     selector = {"app.kubernetes.io/name": deployed.name}
     if deployed.needed.nodes > 1:
         selector["role"] = "leader"
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(deployed),
+        "metadata": {**_metadata(deployed), "name": f"{deployed.name}-http"},
         "spec": {
             "selector": selector,
             "ports": [{"name": "http", "port": deployed.port, "targetPort": "http"}],
