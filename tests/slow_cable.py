@@ -45,24 +45,27 @@ def kernel_delays(namespace: str) -> bool:
 
 @contextmanager
 def cable(namespaces: Sequence[str], devices: Sequence[str], delay_ms: float) -> Iterator[None]:
-    """`devices[i]` is in `namespaces[i]`, not yet up; `delay_ms` is each way's."""
+    """`devices[i]` is in `namespaces[i]`, not yet up; `delay_ms` is each way's. Devices end with
+    their namespaces."""
     if kernel_delays(namespaces[0]):
-        ends = zip(devices, namespaces, strict=True)
-        (first, here), (second, there) = ends
-        pair = ("type", "veth", "peer", "name", second, "netns", there)
-        call("ip", "link", "add", first, "netns", here, *pair)
-        delay = ("root", "netem", "delay", f"{delay_ms}ms", "limit", _QUEUE_PACKETS)
-        for device, namespace in zip(devices, namespaces, strict=True):
-            call("tc", "-n", namespace, "qdisc", "add", "dev", device, *delay)
-        # The namespaces' end is the devices' end.
+        _join_in_kernel(namespaces, devices, delay_ms)
         yield
-        return
-    with _TunCable(devices, delay_ms / 1e3):
-        for device, namespace in zip(devices, namespaces, strict=True):
-            call("ip", "link", "set", device, "netns", namespace)
-            more = ("mtu", str(_MTU), "txqueuelen", _QUEUE_PACKETS)
-            call("ip", "-n", namespace, "link", "set", device, *more)
-        yield
+    else:
+        with _TunCable(devices, delay_ms / 1e3):
+            for namespace, device in zip(namespaces, devices, strict=True):
+                call("ip", "link", "set", device, "netns", namespace)
+                more = ("mtu", str(_MTU), "txqueuelen", _QUEUE_PACKETS)
+                call("ip", "-n", namespace, "link", "set", device, *more)
+            yield
+
+
+def _join_in_kernel(namespaces: Sequence[str], devices: Sequence[str], delay_ms: float) -> None:
+    (here, there), (first, second) = namespaces, devices
+    pair = ("type", "veth", "peer", "name", second, "netns", there)
+    call("ip", "link", "add", first, "netns", here, *pair)
+    delay = ("root", "netem", "delay", f"{delay_ms}ms", "limit", _QUEUE_PACKETS)
+    for namespace, device in zip(namespaces, devices, strict=True):
+        call("tc", "-n", namespace, "qdisc", "add", "dev", device, *delay)
 
 
 class _TunCable:
