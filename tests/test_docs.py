@@ -41,6 +41,9 @@ SCHEMAS = {
     "measure": MeasureCommand,
     "submit": SubmitCommand,
 }
+TORCHRUN_OPTIONS = {
+    *("--nnodes", "--nproc-per-node", "--node-rank", "--master-addr", "--master-port"),
+}
 README = (ROOT / "README.md").read_text()
 MAP = (ROOT / "docs/map.md").read_text()
 CONTRACT = (ROOT / "docs/contract.md").read_text()
@@ -149,8 +152,11 @@ def test_commands_are_those_that_exist(page: Path) -> None:
         if program == "make":
             check_make(words)
         elif program == "torchrun":
-            assert words[0] == "--nproc-per-node"
-            check_launcher(words[2:], int(words[1]))
+            script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+            options = dict(zip(words[:script:2], words[1:script:2], strict=True))
+            assert set(options) <= TORCHRUN_OPTIONS, options
+            ranks = int(options.get("--nnodes", 1)) * int(options["--nproc-per-node"])
+            check_launcher(words[script:], ranks)
         elif program == "python" and words[0] != "-m":
             check_launcher(words, None)
         elif Path(program).name == "python":
