@@ -18,7 +18,7 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from launch.sweep import is_sweep, point_folder, read_points, run_point, sweep_code, with_folder
 from parallel.errors import ConfigError, RunError, TesseraError, UserError, did_you_mean
@@ -58,8 +58,12 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
     key = override.key_or_group
     if key.split(".")[0] == "hydra":
         return argument
-    if key not in keys:
-        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, keys)}; known: {_listed(keys)}")
+    value = None if override.is_sweep_override() else override.value()
+    within = [f"{key}.{k}" for k in value] if isinstance(value, dict) else []
+    for given in (key, *within):
+        if given not in keys:
+            near = did_you_mean(given, keys)
+            raise ConfigError(f"unknown key '{given}'{near}; known: {_listed(keys)}")
     if override.is_delete():
         raise ConfigError(f"'{argument}': a known key can't be removed; give it a value or null")
     return f"++{argument.lstrip('+')}" if argument.startswith("+") else argument
@@ -81,6 +85,9 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         key = getattr(error, "full_key", None)
+        if isinstance(error, ConfigKeyError) and key:
+            near = did_you_mean(key, known_keys(schema))
+            raise ConfigError(f"unknown key '{key}'{near}") from None
         raise ConfigError(f"{key}: {message}" if key else message) from None
 
 
