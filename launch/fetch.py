@@ -11,7 +11,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from parallel.conversion.resolve import resolve_model
-from parallel.errors import ConfigError, UserError
+from parallel.errors import ConfigError, UserError, did_you_mean
 
 EXIT_DONE, EXIT_USER = 0, 2
 
@@ -30,7 +30,10 @@ def _model(arguments: list[str]) -> str | None:
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key != "model" or not value:
-            raise ConfigError(f"unknown argument '{argument}'; known: model=DIRECTORY or FILE.gguf")
+            near = did_you_mean(key, ("model",))
+            raise ConfigError(
+                f"unknown argument '{argument}'{near}; known: model=DIRECTORY or FILE.gguf"
+            )
         model = value
     return None if model == "null" else model
 

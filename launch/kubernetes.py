@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,11 @@ def manifests(deployed: Deployed) -> str:
     else:
         documents = [_leader_worker_set(deployed), _service(deployed)]
     return str(yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=1000))
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """Words as a shell reads them; one that begins with `$` is a variable."""
+    return " ".join(f'"{w}"' if w.startswith("$") else shlex.quote(w) for w in words)
 
 
 def _metadata(deployed: Deployed) -> Json:
@@ -178,7 +184,6 @@ def _pod(deployed: Deployed, node_rank: str, address: str, probed: bool) -> Json
 def _container(deployed: Deployed, node_rank: str, address: str, probed: bool) -> Json:
     keys, needed = deployed.keys, deployed.needed
     words = deployed.command.words("python", node_rank, address, str(_RENDEZVOUS_PORT))
-    line = " ".join(f'"{w}"' if w.startswith("$") else shlex.quote(w) for w in words)
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     if keys.model_claim is not None:
         mounts.append({"name": "models", "mountPath": keys.model_path})
@@ -192,7 +197,7 @@ def _container(deployed: Deployed, node_rank: str, address: str, probed: bool) -
         "name": "tessera",
         "image": keys.image,
         "workingDir": keys.working_dir,
-        "command": ["/bin/sh", "-c", f"exec {line}"],
+        "command": ["/bin/sh", "-c", f"exec {shell_line(words)}"],
         "resources": {"requests": amounts, "limits": amounts},
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -42,6 +42,7 @@ class JobKind(Enum):
 class SubmitBackend(Enum):
     slurm = "slurm"
     kubernetes = "kubernetes"
+    skypilot = "skypilot"
 
 
 class SubmitMode(Enum):
@@ -185,6 +186,13 @@ class KubernetesKeys:
 
 
 @dataclass
+class SkyPilotKeys:
+    image: str = "tessera:latest"
+    working_dir: str = "/opt/tessera"
+    accelerator: str | None = None
+
+
+@dataclass
 class SubmitCommand(ServeCommand):
     """The keys of serve hold for what it starts; those of the other jobs may be given too."""
 
@@ -198,6 +206,7 @@ class SubmitCommand(ServeCommand):
     restarts: int = 0
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
     kubernetes: KubernetesKeys = field(default_factory=KubernetesKeys)
+    skypilot: SkyPilotKeys = field(default_factory=SkyPilotKeys)
     input: str | None = None
     output: str | None = None
     repeats: int = 3

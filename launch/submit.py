@@ -14,7 +14,7 @@ if __package__ in (None, ""):
 
 from hydra.core.hydra_config import HydraConfig
 
-from launch import kubernetes, slurm
+from launch import kubernetes, skypilot, slurm
 from launch.entry import EXIT_DONE, EXIT_FAILED, run_command
 from launch.job_command import JobCommand, job_command
 from launch.job_resources import Resources, resources
@@ -37,6 +37,11 @@ def main(settings: SubmitCommand) -> int:
     command = job_command(settings.job, overrides, plan, needed, settings.restarts)
     if settings.backend is SubmitBackend.kubernetes:
         print(kubernetes.manifests(_deployed(settings, plan, command, needed)), end="")
+        return EXIT_DONE
+    if settings.backend is SubmitBackend.skypilot:
+        device = plan.cluster.device(0).type.name
+        deployed = _deployed(settings, plan, command, needed)
+        print(skypilot.task(deployed, device, settings.skypilot), end="")
         return EXIT_DONE
     return _slurm(settings, plan, command, needed)
 

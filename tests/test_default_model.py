@@ -156,7 +156,7 @@ def test_fetch_command(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = fetch(f"model={small.gguf}")
     assert done.returncode == 0 and (Path(done.stdout.strip()) / "config.json").is_file()
     assert "converting small.gguf" in done.stderr
-    for wrong, why in (("modle=x", "unknown argument 'modle=x'"), ("model=/no", "does not exist")):
+    for wrong, why in (("modle=x", "did you mean 'model'"), ("model=/no", "does not exist")):
         done = fetch(wrong)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: ") and why in done.stderr

@@ -20,13 +20,14 @@ from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 from launch.job_command import JobCommand
 from launch.job_resources import Resources
 from launch.kubernetes import Deployed, manifests
-from launch.schema import JobKind, KubernetesKeys
+from launch.schema import JobKind, KubernetesKeys, SkyPilotKeys
+from launch.skypilot import task
 from parallel.units import GIB
 
 Json = dict[str, Any]
-LEADER_WORKER_SET = json.loads(
-    (Path(__file__).parent / "data" / "leaderworkerset.json").read_text(encoding="utf-8")
-)
+DATA = Path(__file__).parent / "data"
+LEADER_WORKER_SET = json.loads((DATA / "leaderworkerset.json").read_text(encoding="utf-8"))
+SKYPILOT = json.loads((DATA / "skypilot.json").read_text(encoding="utf-8"))
 DRAIN_SECONDS = 45.5
 KEYS = KubernetesKeys(namespace="inference", model_claim="models", start_minutes=7)
 
@@ -152,6 +153,22 @@ def test_any_model_makes_a_legal_name(job: JobKind, nodes: int, name: str) -> No
         jsonschema.validate(document["metadata"], {**LEADER_WORKER_SET, **legal})
         # `<name>-ranks-0-0` and the like name pods.
         assert len(document["metadata"]["name"]) <= 63 - len("-ranks-0-0-abcde")
+
+
+@pytest.mark.parametrize("gpus", [0, 4])
+@pytest.mark.parametrize(("job", "nodes"), EVERY)
+def test_a_skypilot_task_asks_for_what_the_plan_needs(job: JobKind, nodes: int, gpus: int) -> None:
+    text = task(deployed(job, nodes, gpus=gpus), "a100", SkyPilotKeys())
+    document = yaml.safe_load(text)
+    jsonschema.validate(document, SKYPILOT)
+    asked = document["resources"]
+    assert document["num_nodes"] == nodes
+    assert (asked["cpus"], asked["memory"]) == ("16+", "20+")
+    assert asked.get("accelerators") == ({"A100-80GB": 4} if gpus else None)
+    assert asked.get("ports") == (8123 if job is JobKind.serve else None)
+    assert '--node-rank "$SKYPILOT_NODE_RANK" --master-addr "$HEAD"' in document["run"]
+    named = task(deployed(job, nodes), "a100", SkyPilotKeys(accelerator="A100"))
+    assert yaml.safe_load(named)["resources"]["accelerators"] == {"A100": 4}
 
 
 @pytest.mark.parametrize(

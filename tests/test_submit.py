@@ -103,6 +103,22 @@ def test_what_ends_is_a_job_set() -> None:
     assert jobs["spec"]["failurePolicy"]["maxRestarts"] == 1
 
 
+def test_a_skypilot_task_from_the_shell() -> None:
+    keys = ("cluster=8xh100", "tp=2", "skypilot.image=registry/tessera:1")
+    done = run("submit", "backend=skypilot", *keys)
+    assert done.returncode == 0, done.stderr
+    task = yaml.safe_load(done.stdout)
+    assert task["resources"]["accelerators"] == {"H100": 2}
+    assert task["resources"]["image_id"] == "docker:registry/tessera:1"
+
+
+@pytest.mark.parametrize("launcher", ["generate", "serve"])
+def test_a_mistyped_key_from_the_shell(launcher: str) -> None:
+    """Other launchers' own tests do the same."""
+    done = run(launcher, "+memory_gb=1")
+    assert done.returncode == 2 and "did you mean 'memory_gib'?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
