@@ -16,6 +16,7 @@ SCHEMAS: dict[JobKind, type] = {
     JobKind.measure: MeasureCommand,
 }
 _DEGREES = ("tp", "pp", "dp")
+_OF_TORCHRUN = "restarts"
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"
 
 
@@ -47,7 +48,11 @@ def job_command(
     of its node's addresses unless told otherwise."""
     keys = known_keys(SCHEMAS[job])
     kept = [o.lstrip("+") for o in overrides]
-    kept = [o for o in kept if o.partition("=")[0] in keys and o.partition("=")[0] not in _DEGREES]
+    kept = [
+        o
+        for o in kept
+        if o.partition("=")[0] in keys and o.partition("=")[0] not in (*_DEGREES, _OF_TORCHRUN)
+    ]
     degrees = plan.layout.degrees
     chosen = str(degrees).split() if degrees.stage_tp is None else [f"dp={degrees.dp}"]
     if job is JobKind.serve and not any(o.startswith("host=") for o in kept):

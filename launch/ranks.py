@@ -11,8 +11,15 @@ from pathlib import Path
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
 
-def start_local_ranks(script: Path, count: int, after_signal: int, more: Sequence[str] = ()) -> int:
-    """Runs `script` with this process's arguments and `more` as `count` ranks. Returns the exit
+def start_local_ranks(
+    script: Path,
+    count: int,
+    after_signal: int,
+    more: Sequence[str] = (),
+    restarts: int = 0,
+) -> int:
+    """Runs `script` with this process's arguments and `more` as `count` ranks, which
+    are all started anew when one fails, `restarts` times at most. Returns the exit
     code: 0 when all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a
     signal ended the run."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -33,7 +40,7 @@ def start_local_ranks(script: Path, count: int, after_signal: int, more: Sequenc
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=f"tessera-{os.getpid()}",
-        max_restarts=0,
+        max_restarts=restarts,
         monitor_interval=0.1,
     )
     try:

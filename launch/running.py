@@ -29,6 +29,7 @@ def start_or_join(
     check: Callable[[Path, Plan], object],
     after_signal: int,
     more: Sequence[str] = (),
+    restarts: int = 0,
 ) -> int:
     """Under torchrun: this process is a rank. Else: plans, then starts the ranks that it takes.
 
@@ -47,7 +48,8 @@ def start_or_join(
     plan = decide(settings, model_spec(settings, directory), None)
     check_formats(plan)
     check(directory, plan)
-    return start_local_ranks(script, plan.layout.degrees.world_size, after_signal, more)
+    ranks = plan.layout.degrees.world_size
+    return start_local_ranks(script, ranks, after_signal, more, restarts)
 
 
 def check_run_keys(settings: RunKeys) -> None:

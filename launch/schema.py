@@ -153,6 +153,7 @@ class ServeCommand(RunKeys):
     api_key_file: str | None = None
     served_model_name: str | None = None
     drain_seconds: float = 20.0
+    restarts: int = 0
 
 
 @dataclass
@@ -203,7 +204,6 @@ class SubmitCommand(ServeCommand):
     folder: str = "outputs/jobs"
     nodes: int | None = None
     cores: int | None = None
-    restarts: int = 0
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
     kubernetes: KubernetesKeys = field(default_factory=KubernetesKeys)
     skypilot: SkyPilotKeys = field(default_factory=SkyPilotKeys)

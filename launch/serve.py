@@ -25,6 +25,8 @@ def main(settings: ServeCommand) -> int:
         raise ConfigError(f"port={settings.port} is out of range; give 0 (any free) to 65535")
     if settings.drain_seconds < 0:
         raise ConfigError(f"drain_seconds={settings.drain_seconds} is negative; give 0 or more")
+    if settings.restarts < 0:
+        raise ConfigError(f"restarts={settings.restarts} is negative; give 0 or more")
     api_key(settings)
     return start_or_join(
         settings,
@@ -32,6 +34,7 @@ def main(settings: ServeCommand) -> int:
         partial(_rank, settings),
         _check,
         after_signal=EXIT_DONE,
+        restarts=settings.restarts,
     )
 
 

@@ -26,6 +26,7 @@ class ServeHost(Host):
         self._name = settings.served_model_name or plan.layout.spec.name
         self._drain_seconds = settings.drain_seconds
         self._loaded = False
+        self._restart: dict[str, Any] = {}
         self._front = spawn_front(
             FrontSettings(
                 model_directory=str(directory),
@@ -52,7 +53,7 @@ class ServeHost(Host):
 
     def _announce(self) -> None:
         try:
-            self._front.wait_ready()
+            self._restart = self._front.wait_ready()
         except RunError:
             # The front went away before it served: the leader's channel says so.
             return
@@ -69,7 +70,13 @@ class ServeHost(Host):
             f"try: curl {address}/v1/chat/completions {key}-H 'Content-Type: application/json' "
             f"-d '{json.dumps(body)}'"
         )
+        if (seconds := self._restart["seconds"]) is not None:
+            loading = self._restart["loading_seconds"]
+            print(f"back {seconds:.1f} s after a rank's death, {loading:.1f} s of it loading")
         print(f"ready {address}", flush=True)
+
+    def report(self, report: dict[str, Any], file: str | None) -> None:
+        super().report({**report, "restart": self._restart}, file)
 
     def terminate(self, signal_name: str) -> None:
         if not self._loaded:

@@ -138,6 +138,8 @@ def _join(rank: int, world: int, device: Device, options: MeshOptions) -> Store:
         choose_gloo_interface()
     try:
         store, _, _ = next(rendezvous("env://", rank, world, timeout=timeout))
+        # Torch elastic's store outlives ranks: those of a restart mustn't read the dead ones' keys.
+        store = PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
             "nccl" if device.kind == "cuda" else "gloo",
             store=PrefixStore("groups", store),

@@ -28,6 +28,7 @@ from parallel.requests.router import Router
 from parallel.requests.wire import Listener, listen
 from parallel.server.app import make_app
 from parallel.server.binding import bind_port
+from parallel.server.generations import Generation, recovery
 from parallel.server.metrics import Metrics
 from parallel.server.service import Service, State
 from parallel.server.settings import FrontSettings
@@ -38,6 +39,8 @@ EXIT_DONE, EXIT_LOST, EXIT_USER = 0, 1, 2
 _FLUSH_SECONDS = 2
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+_HANDOVER_SECONDS = 30.0
+"""How long the front of a generation that died may keep its port."""
 
 
 class Announcer:
@@ -75,7 +78,9 @@ class Front:
         announcer: Announcer,
         tokenizer: Tokenizer,
         listener: Listener,
+        generation: Generation,
     ):
+        self._generation = generation
         self._loop = asyncio.get_running_loop()
         self._settings, self._announcer = settings, announcer
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
@@ -105,6 +110,7 @@ class Front:
 
     async def run(self, bound: socket.socket) -> int:
         """Serves until something ends it. Returns the exit code."""
+        self._listening, port = time.time(), bound.getsockname()[1]
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.end, Ending.DRAIN)
         server = _Server(
@@ -127,6 +133,7 @@ class Front:
         if how is Ending.DRAIN:
             await self._drain()
         else:
+            self._generation.ended(port)
             self.service.fail_active("the engine is gone")
         server.should_exit = True
         await serving
@@ -159,7 +166,9 @@ class Front:
     def _start(self) -> None:
         self.service.start()
         if self.service.state is State.READY:
-            self._announcer.say("ready")
+            restart = recovery(self._generation, self._listening, time.time())
+            self.service.restart = restart
+            self._announcer.say("ready", restart=restart)
 
     def _lose(self, message: str) -> None:
         self.service.state = State.LOST
@@ -176,10 +185,14 @@ def main() -> int:
         key = bytes.fromhex(settings.router_key)
         listener = listen(settings.router_host, key)
         announcer.say("router", address=listener.address)
-        bound = bind_port(settings.host, settings.port)
+        generation = Generation.of(os.environ)
+        patience = _HANDOVER_SECONDS if generation.restarts else 0.0
+        bound = bind_port(settings.host, generation.port(settings.port), patience)
         tokenizer = Tokenizer.load(Path(settings.model_directory))
         announcer.say("listening", host=settings.host, port=bound.getsockname()[1])
-        return asyncio.run(_serve(settings, announcer, tokenizer, listener, bound, commands))
+        return asyncio.run(
+            _serve(settings, announcer, tokenizer, listener, bound, commands, generation)
+        )
     except UserError as error:
         announcer.say("failed", message=str(error), error=type(error).__name__)
         return EXIT_USER
@@ -192,8 +205,9 @@ async def _serve(
     listener: Listener,
     bound: socket.socket,
     commands: BinaryIO,
+    generation: Generation,
 ) -> int:
-    front = Front(settings, announcer, tokenizer, listener)
+    front = Front(settings, announcer, tokenizer, listener, generation)
 
     def obey() -> None:
         for line in commands:

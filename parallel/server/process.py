@@ -54,9 +54,11 @@ class FrontProcess:
         told = self._wait("listening", timeout)
         return told["host"], told["port"]
 
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Till it serves: every leader has connected. Raises `RunError` when one was lost."""
-        self._wait("ready", timeout)
+    def wait_ready(self, timeout: float | None = None) -> dict[str, Any]:
+        """Till it serves: every leader has connected. Returns the report's `restart`. Raises
+        `RunError` when one was lost."""
+        restart: dict[str, Any] = self._wait("ready", timeout)["restart"]
+        return restart
 
     def drain(self) -> None:
         """Asks it to refuse new requests, finish those it has, stop the leaders and end.

@@ -22,7 +22,7 @@ def report_routes(service: Service) -> APIRouter:
 
     @routes.get("/v1/parallel/report", response_model=None)
     async def report() -> Json:
-        return merge_reports(await service.reports())
+        return {**merge_reports(await service.reports()), "restart": service.restart}
 
     return routes
 

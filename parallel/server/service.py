@@ -67,6 +67,7 @@ class Service:
     created: int
     state: State = State.LOADING
     active: set[Active] = field(default_factory=set)
+    restart: dict[str, Any] = field(default_factory=dict)
     _served: Served | None = None
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "front"))
     _questions: dict[str, asyncio.Task[Any]] = field(default_factory=dict)

@@ -1,0 +1,111 @@
+"""A server whose rank was killed comes back by itself, on its port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from parallel.server.generations import Ended, Generation, recovery
+from tests.checkpoints import make_checkpoint
+from tests.small_tokenizers import byte_level, save
+from tests.test_serve_command import Server, alive, environment_of, running
+
+SMALL = ("engine.requests=2", "engine.step_tokens=64", "memory_gib=1", "collectives=gloo")
+
+
+def test_what_a_generation_knows_of_the_one_before(tmp_path: Path) -> None:
+    def of(attempt: int, **more: str) -> Generation:
+        folder = tmp_path / f"attempt_{attempt}"
+        (folder / "0").mkdir(parents=True, exist_ok=True)
+        error_file = str(folder / "0" / "error.json")
+        variables = {"TORCHELASTIC_RESTART_COUNT": str(attempt), **more}
+        return Generation.of({"TORCHELASTIC_ERROR_FILE": error_file, **variables})
+
+    first = of(0)
+    assert (first.restarts, first.before, first.port(0), first.port(81)) == (0, None, 0, 81)
+    first.ended(8123)
+    second = of(1, SLURM_RESTART_COUNT="2")
+    assert second.restarts == 3 and isinstance(second.before, Ended)
+    assert (second.port(0), second.port(81)) == (8123, 81)
+    at = second.before.at_unix_seconds
+    assert recovery(second, at + 3, at + 8) == {
+        "restarts": 3,
+        "seconds": pytest.approx(8),
+        "loading_seconds": pytest.approx(5),
+    }
+    # The one before left no word: how long the server was away isn't known.
+    third = of(2)
+    assert third.before is None and recovery(third, 1.0, 2.0)["seconds"] is None
+    alone = Generation.of({"SLURM_RESTART_COUNT": "1"})
+    alone.ended(8123)
+    assert alone == Generation(1, None, None)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_server_comes_back_and_requests_under_way_get_an_error(tmp_path: Path, rank: int) -> None:
+    model = make_checkpoint("qwen3", tmp_path)
+    save(byte_level(), model)
+    file = tmp_path / "report.json"
+    started = Server(
+        *(f"model={model}", "tp=2", *SMALL, "restarts=1", f"report={file}", "threads=1"),
+    )
+    family = started.family()
+    ranks = [p for p in family if "RANK" in environment_of(p) and is_rank(p)]
+    victim = next(p for p in ranks if environment_of(p)["RANK"] == str(rank))
+    body = {"model": model.name, "prompt": [5, 6, 7], "max_tokens": 200, "stream": True}
+    lines: list[str] = []
+    with httpx.stream(
+        "POST", f"{started.address}/v1/completions", json={**body, "ignore_eos": True}, timeout=60
+    ) as stream:
+        for line in stream.iter_lines():
+            if not lines:
+                os.kill(victim, signal.SIGKILL)
+            lines.append(line)
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    error = json.loads(events[-2])["error"]
+    assert error["type"] == "service_unavailable" and error["code"] == "engine_error"
+    refused = wait_ready(started.address)
+    assert refused <= {"refused", "503"}
+    answer = httpx.post(
+        f"{started.address}/v1/completions", json={**body, "max_tokens": 4, "stream": False}
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    restart = httpx.get(f"{started.address}/v1/parallel/report", timeout=60).json()["restart"]
+    assert restart["restarts"] == 1 and restart["seconds"] > restart["loading_seconds"] > 0
+    assert not running(victim)
+    last = started.family()
+    started.process.terminate()
+    assert started.wait() == 0, started.errors
+    assert alive(sorted({*family, *last})) == []
+    assert json.loads(file.read_text())["restart"] == restart
+    assert sum(line.startswith("back ") for line in started.printed) == 1
+
+
+def is_rank(pid: int) -> bool:
+    return b"launch/serve.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def wait_ready(address: str) -> set[str]:
+    """How requests were refused until it was ready; each 503 says when to come again."""
+    seen = set()
+    end = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < end, "the server didn't come back"
+        try:
+            answer = httpx.get(f"{address}/ready")
+        except httpx.TransportError:
+            seen.add("refused")
+        else:
+            if answer.status_code == 200:
+                return seen
+            assert answer.headers["Retry-After"]
+            seen.add(str(answer.status_code))
+        time.sleep(0.05)
