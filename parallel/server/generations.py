@@ -1,6 +1,7 @@
 """What the generations of a restarted server know of each other.
 
-Torch elastic gives each attempt a folder beside those before it, on each host. The front process, which sees every death, leaves there when it ended, and on which port.
+Torch elastic gives each attempt a folder beside those before it, on each host. The front process,
+which sees every death, leaves there when it ended, and on which port.
 """
 
 from __future__ import annotations
