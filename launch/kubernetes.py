@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -120,8 +120,11 @@ def _leader_worker_set(deployed: Deployed) -> Json:
 
 
 def _job_set(deployed: Deployed) -> Json:
-    """Pods of an indexed job find each other by the first one's name."""
+    """Pods of an indexed job find each other by the first one's name. The set restarts: a pod may
+    die with all its ranks."""
     name, nodes = deployed.name, deployed.needed.nodes
+    restarts = deployed.command.restarts
+    deployed = replace(deployed, command=replace(deployed.command, restarts=0))
     first = f"{name}-ranks-0-0.{name}"
     pod = _pod(deployed, "$JOB_COMPLETION_INDEX", first, probed=False)
     pod["restartPolicy"] = "Never"
@@ -138,7 +141,7 @@ def _job_set(deployed: Deployed) -> Json:
         "metadata": _metadata(deployed),
         "spec": {
             "network": {"enableDNSHostnames": True, "subdomain": name},
-            "failurePolicy": {"maxRestarts": deployed.command.restarts},
+            "failurePolicy": {"maxRestarts": restarts},
             "replicatedJobs": [{"name": "ranks", "replicas": 1, "template": {"spec": job}}],
         },
     }

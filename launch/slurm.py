@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.entry import EXIT_DONE, EXIT_USER
 from launch.job_command import JobCommand
 from launch.job_resources import Resources
 from launch.schema import SlurmKeys
@@ -37,7 +38,17 @@ if ! getent hosts "$HEAD" > /dev/null; then
 fi
 export PORT=$((20000 + SLURM_JOB_ID % 20000))
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, rank 0 on $HEAD"
-srun --mpi=none --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c {task}
+code=0
+srun --mpi=none --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c {task} || code=$?
+{requeue}exit $code
+"""
+# A user's error would come again; a job that a signal ended has drained, and ended well.
+_REQUEUE = """\
+again=${{SLURM_RESTART_COUNT:-0}}
+if [ $code -ne {done} ] && [ $code -ne {user} ] && [ $again -lt {restarts} ]; then
+    echo "a rank died: job $SLURM_JOB_ID goes back into the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 """
 
 
@@ -83,11 +94,17 @@ class SlurmJob:
         return lines + [f"#SBATCH {option}" for option in keys.options]
 
     def _body(self) -> str:
-        words = self.command.words(sys.executable, "$SLURM_NODEID", "$HEAD", "$PORT")
+        """With `slurm.requeue` Slurm starts the job anew, else torchrun the ranks; not both."""
+        command, requeue = self.command, ""
+        if self.keys.requeue and command.restarts:
+            restarts, command = command.restarts, replace(command, restarts=0)
+            requeue = _REQUEUE.format(done=EXIT_DONE, user=EXIT_USER, restarts=restarts)
+        words = command.words(sys.executable, "$SLURM_NODEID", "$HEAD", "$PORT")
         shown = " ".join(w if w.startswith("$") else shlex.quote(w) for w in words)
         threads = max(1, self.needed.cores // self.needed.ranks)
         root = shlex.quote(str(ROOT))
-        return _BODY.format(root=root, threads=threads, task=shlex.quote(f"exec {shown}"))
+        task = shlex.quote(f"exec {shown}")
+        return _BODY.format(root=root, threads=threads, task=task, requeue=requeue)
 
 
 def submit(job: SlurmJob) -> str:

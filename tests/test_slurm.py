@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from tests.checkpoints import make_checkpoint
 from tests.commands import ROOT, environment
 from tests.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from tests.small_tokenizers import byte_level, save
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()), reason=f"Slurm isn't installed: no {', '.join(missing_programs())}"
@@ -35,6 +39,12 @@ def slurm() -> Iterator[SlurmCluster]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def server_model(model: Path) -> Path:
+    save(byte_level(), model)
+    return model
 
 
 def submit(slurm: SlurmCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -129,13 +139,72 @@ def test_slurm_runs_a_pipeline_over_two_nodes(slurm: SlurmCluster, model: Path) 
     assert len(json.loads(line)["token_ids"]) == 6
 
 
-def test_slurm_names_the_rank_that_was_killed(slurm: SlurmCluster) -> None:
-    done = submit(slurm, "tp=2", "nodes=2", f"port={free_port()}", "host=127.0.0.1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    job = job_of(done)
+def test_slurm_ranks_of_two_nodes_start_anew_and_the_last_death_is_named(
+    slurm: SlurmCluster, server_model: Path
+) -> None:
+    port = free_port()
+    job = serve_with_a_restart(slurm, server_model, port)
     os.kill(rank_process(job, 1), signal.SIGKILL)
+    restart = restarted(slurm, job, port)
+    assert restart["restarts"] == 1 and restart["seconds"] > restart["loading_seconds"] > 0
+    assert len(re.findall(r"rank 1 \(.*\) died", log_of(slurm, job))) == 1
+    os.kill(rank_process(job, 0), signal.SIGKILL)
     assert slurm.wait(job, "FAILED", "COMPLETED", "CANCELLED") == "FAILED"
-    assert re.search(r"rank 1\b", log_of(slurm, job))
+    assert re.search(r"rank 0 (\(.*\) died|is gone)", log_of(slurm, job))
+
+
+def test_slurm_requeues_a_job_whose_rank_died(slurm: SlurmCluster, server_model: Path) -> None:
+    port = free_port()
+    job = serve_with_a_restart(slurm, server_model, port, "slurm.requeue=true")
+    os.kill(rank_process(job, 1), signal.SIGKILL)
+    assert slurm.wait(job, "PENDING", "FAILED", "CANCELLED") == "PENDING"
+    _gone(port)
+    _steps_ended(job)
+    # Slurm holds a requeued job back for two minutes, longer than the last word of its old script.
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    restart = restarted(slurm, job, port)
+    # How long it waited in the queue, nobody of the job knows.
+    assert (restart["restarts"], restart["seconds"]) == (1, None)
+    assert log_of(slurm, job).count("goes back into the queue") == 1
+    slurm.call("scancel", job)
+    assert slurm.wait(job, "PENDING", "CANCELLED", "FAILED") == "CANCELLED"
+
+
+def _steps_ended(job: str) -> None:
+    """Slurm's own processes of the job are gone, and with them what they had to tell."""
+    end = time.monotonic() + 60
+    while any(f"slurmstepd: [{job}." in words for words in _command_lines()):
+        assert time.monotonic() < end, f"steps of job {job} are still there"
+        time.sleep(0.1)
+
+
+def _command_lines() -> Iterator[str]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield file.read_bytes().decode(errors="replace")
+
+
+def serve_with_a_restart(slurm: SlurmCluster, model: Path, port: int, *more: str) -> str:
+    where = (f"model={model}", "tp=2", "nodes=2", f"port={port}", "host=127.0.0.1")
+    done = submit(slurm, *where, "restarts=1", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return job_of(done)
+
+
+def restarted(slurm: SlurmCluster, job: str, port: int) -> dict[str, Any]:
+    """`restart` of the report of the job's second server, which answers."""
+    end = time.monotonic() + 120
+    while log_of(slurm, job).count("ready http://") < 2:
+        assert time.monotonic() < end, log_of(slurm, job)
+        assert slurm.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), log_of(slurm, job)
+        time.sleep(0.2)
+    address = f"http://127.0.0.1:{port}/v1"
+    body = {"model": "qwen3-float32", "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True}
+    answer = httpx.post(f"{address}/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    restart: dict[str, Any] = httpx.get(f"{address}/parallel/report", timeout=60).json()["restart"]
+    return restart
 
 
 def test_slurm_gets_no_job_that_cannot_fit(slurm: SlurmCluster) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from launch.job_resources import Resources, resources
 from launch.schema import JobKind
 from parallel.errors import ConfigError
 from parallel.planner.search import Wanted
-from tests.commands import run
+from tests.commands import environment, run
 from tests.specs import toy_planner
 
 
@@ -59,7 +61,33 @@ def test_a_dry_run_prints_the_batch_script(tmp_path: Path) -> None:
     ):
         assert f"#SBATCH --{option}" in lines
     assert "--node-rank $SLURM_NODEID" in done.stdout
+    assert "--max-restarts 0 " in done.stdout and "#SBATCH --no-requeue" in lines
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("requeue", "by_torchrun"), [("true", 0), ("false", 3)])
+def test_either_slurm_or_torchrun_restarts(tmp_path: Path, requeue: str, by_torchrun: int) -> None:
+    keys = ("restarts=3", f"slurm.requeue={requeue}", f"folder={tmp_path}")
+    done = run("submit", "submit=dry", "tp=2", "nodes=2", *keys)
+    assert done.returncode == 0, done.stderr
+    assert f"--max-restarts {by_torchrun} " in done.stdout
+    # The script itself, where srun ends with a code and scontrol says what it was asked.
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, line in (("srun", "exit $CODE"), ("scontrol", 'echo "asked: $@"')):
+        (commands / name).write_text(f"#!/bin/sh\n{line}\n")
+        (commands / name).chmod(0o755)
+    for code, so_far, again in ((0, 0, 0), (1, 0, 1), (2, 0, 0), (137, 2, 1), (1, 3, 0)):
+        facts = {"CODE": str(code), "SLURM_RESTART_COUNT": str(so_far), "SLURM_JOB_ID": "17"}
+        path = f"{commands}:{os.environ['PATH']}"
+        ended = subprocess.run(
+            ["bash", "-c", done.stdout],
+            env=environment(PATH=path, SLURM_JOB_NODELIST="n1", **facts),
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == code, ended.stderr
+        assert ended.stdout.count("asked: requeue 17") == (again if requeue == "true" else 0)
 
 
 def rendered(*arguments: str) -> list[dict[str, Any]]:
@@ -101,6 +129,9 @@ def test_what_ends_is_a_job_set() -> None:
     assert (job["parallelism"], job["completions"], job["completionMode"]) == (2, 2, "Indexed")
     assert job["template"]["spec"]["restartPolicy"] == "Never"
     assert jobs["spec"]["failurePolicy"]["maxRestarts"] == 1
+    # Not torchrun too: twice would be more than asked for.
+    (container,) = job["template"]["spec"]["containers"]
+    assert "--max-restarts 0 " in container["command"][-1]
 
 
 def test_a_skypilot_task_from_the_shell() -> None:
