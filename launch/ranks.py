@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
@@ -22,7 +23,7 @@ def start_local_ranks(
     are all started anew when one fails, `restarts` times at most. Returns the exit
     code: 0 when all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a
     signal ended the run."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -33,22 +34,25 @@ def start_local_ranks(
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"tessera-{os.getpid()}",
-        max_restarts=restarts,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:], *more)
-    except ChildFailedError as error:
-        return failed_code(failure.exitcode for failure in error.failures.values())
-    except SignalException:
-        return after_signal
+    # Torch elastic would leave a folder of its own for each run.
+    with TemporaryDirectory(prefix="tessera-ranks-", ignore_cleanup_errors=True) as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=f"tessera-{os.getpid()}",
+            max_restarts=restarts,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:], *more)
+        except ChildFailedError as error:
+            return failed_code(failure.exitcode for failure in error.failures.values())
+        except SignalException:
+            return after_signal
     return EXIT_DONE
 
 

@@ -56,10 +56,13 @@ def test_a_server_comes_back_and_requests_under_way_get_an_error(
     file = tmp_path / "report.json"
     allowed = {"PET_MAX_RESTARTS": "1"} if torchrun else {}  # as torchrun's option has it
     key = () if torchrun else ("restarts=1",)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     started = Server(
         *(f"model={model}", "tp=2", *SMALL, *key, f"report={file}", "threads=1"),
         torchrun=2 if torchrun else None,
         **allowed,
+        TMPDIR=str(temporary),
     )
     family = started.family()
     ranks = [p for p in family if "RANK" in environment_of(p) and is_rank(p)]
@@ -91,6 +94,9 @@ def test_a_server_comes_back_and_requests_under_way_get_an_error(
     started.process.terminate()
     assert torchrun or started.process.wait(60) == 0, started.errors
     started.wait()
+    # torchrun leaves a folder of its own; the own launcher takes it away.
+    assert torchrun or list(temporary.glob("torchelastic_*")) == []
+    assert torchrun or list(temporary.glob("tessera-ranks-*")) == []
     assert alive(sorted({*family, *last})) == []
     assert json.loads(file.read_text())["restart"] == restart
     assert sum(line.startswith("back ") for line in started.printed) == 1

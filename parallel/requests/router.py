@@ -289,6 +289,8 @@ class Router:
             left = list(replica.requests) if replica else []
             questions = list(replica.questions.values()) if replica else []
             self._changed.notify_all()
+        if first:  # before the requests: whoever reads their errors then knows why
+            self._on_lost(message)
         if replica is not None:
             replica.post(None)
             self._deliver(
@@ -297,8 +299,6 @@ class Router:
             )
         for question in questions:
             question.set_exception(RunError(message))
-        if first:
-            self._on_lost(message)
 
     def _refuse_if_lost(self) -> None:
         if self._lost is not None:
