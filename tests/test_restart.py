@@ -49,7 +49,7 @@ def test_what_a_generation_knows_of_the_one_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rank", "torchrun"), [(0, True), (1, False)])
 def test_a_server_comes_back_and_requests_under_way_get_an_error(
-    tmp_path: Path, rank: int, torchrun: bool
+    tmp_path: Path, rank: int, torchrun: bool, request: pytest.FixtureRequest
 ) -> None:
     model = make_checkpoint("qwen3", tmp_path)
     save(byte_level(), model)
@@ -64,6 +64,7 @@ def test_a_server_comes_back_and_requests_under_way_get_an_error(
         **allowed,
         TMPDIR=str(temporary),
     )
+    request.addfinalizer(started.end)
     family = started.family()
     ranks = [p for p in family if "RANK" in environment_of(p) and is_rank(p)]
     victim = next(p for p in ranks if environment_of(p)["RANK"] == str(rank))

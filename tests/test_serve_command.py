@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ class Server:
             assert pipe is not None
             pipe.close()
         return code
+
+    def end(self) -> None:
+        """Kills what is left of it, if a test went wrong."""
+        if self.process.poll() is None:
+            for pid in [self.process.pid, *self.family()]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.wait()
 
 
 def descendants(pid: int) -> list[int]:
