@@ -1,7 +1,7 @@
 """Collectives of one host's ranks through the native kernels (`devices/native/shared_memory.cpp`).
 
 The group maps one file of /dev/shm, which is unlinked as soon as every rank has it. A rank that
-waits spins for some microseconds and then sleeps: whoever keeps the others waiting gets its core.
+waits spins for a tenth of a millisecond and then sleeps: who keeps the others waiting has its core.
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ class _Measures:
         self.nodes: list[int] = self.peers.gather(self.node)
 
     def all(self) -> Json:
-        steps = measure_steps(
-            self.job, self.peers, self._budget("steps"), self._progress("steps")
-        )
+        steps = measure_steps(self.job, self.peers, self._budget("steps"), self._progress("steps"))
         cold = cold_bytes(self.device, self.nodes.count(self.node))
         bandwidth, read = measure_read(
             self._bench("memory"), self.device, cold, self._budget("memory")

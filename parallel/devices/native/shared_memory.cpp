@@ -25,7 +25,7 @@ namespace tessera {
 namespace {
 
 constexpr int64_t kLine = 128;     // two cache lines: neighbours are prefetched in pairs
-constexpr int kSpins = 1000;       // looks at a flag, some 30 µs, before the core is given away
+constexpr int kSpins = 4000;       // looks at a flag, some 0.1 ms, before the core is given away
 constexpr int64_t kShare = 32768;  // elements that are worth a thread of their own
 
 struct Flag {
