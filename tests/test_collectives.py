@@ -34,6 +34,14 @@ HERE = RankFacts("host-a", range(8), 8, 1 << 30)
 NATIVE = replace(HERE, native=True)
 
 
+@pytest.fixture(autouse=True)
+def own_interface_of_each_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever joins a job chooses gloo's interface for its whole process."""
+    # Set, so that what was there before comes back in the end.
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+
+
 @pytest.mark.parametrize(
     ("world", "collectives", "native", "backend"),
     [
@@ -168,9 +176,6 @@ def test_hosts_meet_where_the_way_to_the_master_leads(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    # Set, so that what was there before comes back in the end.
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     assert own_address() == "127.0.0.1"
     assert own_interface() == "lo"
     choose_gloo_interface()
