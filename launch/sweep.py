@@ -73,14 +73,16 @@ def point_folder() -> Path | None:
 
 
 def run_point(folder: Path, run: Callable[[], int]) -> int:
-    """Runs a point that wasn't measured before and writes down what became of it. Errors of one
-    point are the sweep's result, not its end."""
+    """Runs a point that wasn't measured before and writes down what became of it: first that it
+    failed, which stays true of a point that is killed. Errors of one point are the sweep's result,
+    not its end."""
     overrides = list(HydraConfig.get().overrides.task)
     # Ranks are started with this process's arguments.
     sys.argv[1:] = overrides
     if _read(folder / POINT).get("state") == MEASURED and (folder / RESULT).exists():
         print(f"{' '.join(overrides)}: measured before", flush=True)
         return 0
+    _write(folder, overrides, FAILED, "the point began and never ended: was it killed?", 0.0)
     began, state, reason, code = time.monotonic(), MEASURED, "", 0
     try:
         code = run()
@@ -89,15 +91,19 @@ def run_point(folder: Path, run: Callable[[], int]) -> int:
         reason = str(error)
     if code:
         state, reason = FAILED, f"the run ended with {code}; its messages say why"
+    _write(folder, overrides, state, reason, time.monotonic() - began)
+    return 0
+
+
+def _write(folder: Path, overrides: Sequence[str], state: str, reason: str, seconds: float) -> None:
     point = {
-        "overrides": overrides,
+        "overrides": list(overrides),
         "state": state,
         "reason": reason,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": round(seconds, 3),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / POINT).write_text(json.dumps(point, indent=2) + "\n")
-    return 0
 
 
 def read_points(folder: Path) -> list[Json]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.sweep import point_name, sweep_code, with_folder
+from launch.sweep import point_name, read_points, run_point, sweep_code, with_folder
 from parallel.report.comparison import compare_results
 from parallel.report.comparison_tables import comparison_tables
 from parallel.report.page import write_comparison_page
@@ -53,6 +55,31 @@ def test_a_sweep_has_a_folder_given_or_of_its_own(tmp_path: Path) -> None:
 )
 def test_exit_codes_of_a_sweep(states: list[str], code: int) -> None:
     assert sweep_code([{"state": state} for state in states]) == code
+
+
+def test_a_point_that_never_ends_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as files can tell, a point that is killed; one that ends later puts it right."""
+    overrides = SimpleNamespace(task=["tp=2"])
+    monkeypatch.setattr(sys, "argv", ["measure.py"])
+    monkeypatch.setattr(
+        "launch.sweep.HydraConfig",
+        SimpleNamespace(get=lambda: SimpleNamespace(overrides=overrides)),
+    )
+
+    def killed() -> int:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / point_name(["tp=2"])
+    with pytest.raises(KeyboardInterrupt):
+        run_point(folder, killed)
+    (point,) = read_points(tmp_path)
+    assert point["overrides"] == ["tp=2"] and point["state"] == "failed"
+    assert "never ended" in point["reason"] and sweep_code([point]) == 1
+    run_point(folder, lambda: 0)
+    (point,) = read_points(tmp_path)
+    assert (point["state"], point["reason"]) == ("measured", "")
 
 
 def test_points_are_compared(tmp_path: Path) -> None:
