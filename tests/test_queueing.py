@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel.planner.front import FrontCosts
 from parallel.planner.load import Load
 from parallel.planner.queueing import Rules, Simulation
 from parallel.planner.work import StepWork
@@ -116,6 +117,31 @@ def test_prompts_that_go_first_hold_up_the_tokens_of_others() -> None:
     assert first.tpot_seconds == pytest.approx((0.2 + 0.1) / 2)
     beside = Simulation(load, Rules(10, 8, 1000), step).run()
     assert beside.ttft_seconds == pytest.approx((1 + 3) / 2)
+
+
+def test_clients_stand_in_line_at_a_front_that_is_slower_than_the_engine() -> None:
+    """Four clients, 1 s of the front for each request, steps of no time: the first answer goes out
+    once all that came before it are read."""
+    load, front = Load(4, 10, 1, 0.0, rounds=1), FrontCosts(request_seconds=1.0)
+    times = Simulation(load, Rules(64, 8, 1000), lambda _: 0.0, front).run()
+    assert times.ttft_seconds == pytest.approx(4.0)
+
+
+def test_no_more_tokens_come_out_than_the_front_sends() -> None:
+    """A front that takes 0.3 s for a token, an engine that takes 0.1 s for a step."""
+    front = FrontCosts(answer_token_seconds=0.3)
+    times = Simulation(Load(1, 10, 5, 0.0), Rules(64, 8, 1000), lambda _: 0.1, front).run()
+    assert times.tpot_seconds == pytest.approx(0.3)
+    assert times.ttft_seconds == pytest.approx(0.1 + 0.3)
+
+
+def test_what_only_passes_before_the_scheduler_sees_a_prompt_holds_up_nobody() -> None:
+    """Latency of the way in, unlike the front's work, is the same for one client and for many."""
+    front = FrontCosts(arrival_seconds=1.0, arrival_token_seconds=0.1)
+    for clients in (1, 4):
+        load = Load(clients, 10, 1, 0.0)
+        times = Simulation(load, Rules(64, 8, 1000), lambda _: 0.0, front).run()
+        assert times.ttft_seconds == pytest.approx(2.0)
 
 
 @given(st.integers(0, 10_000))

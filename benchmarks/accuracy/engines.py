@@ -14,6 +14,7 @@ from typing import Any
 from parallel.hardware.fields import read_yaml
 from parallel.hardware.overheads import Overheads
 from parallel.planner.costs import EngineCosts
+from parallel.planner.front import FrontCosts
 
 FILE = Path(__file__).with_name("engines.yaml")
 
@@ -27,6 +28,7 @@ class PeerEngine:
     demand, as they have them, leave the median errors within 0.5 %."""
 
     costs: EngineCosts
+    front: FrontCosts
     step_tokens: int = 8192
     mixed: bool = True
     reserve: bool = True
@@ -36,15 +38,15 @@ class PeerEngine:
 
 
 def read_engine(facts: Mapping[str, Any]) -> PeerEngine:
-    """Keys of `Overheads`, `EngineCosts` and `PeerEngine` side by side; an unknown one is a
-    `TypeError`."""
+    """Keys of `Overheads`, `FrontCosts`, `EngineCosts` and `PeerEngine` side by side; an unknown
+    one is a `TypeError`."""
 
     def of(kind: type) -> dict[str, Any]:
         return {f.name: facts[f.name] for f in fields(kind) if f.name in facts}
 
-    own, overheads = of(PeerEngine), of(Overheads)
-    costs = {k: v for k, v in facts.items() if k not in own and k not in overheads}
-    return PeerEngine(EngineCosts(Overheads(**overheads), **costs), **own)
+    own, overheads, front = of(PeerEngine), of(Overheads), of(FrontCosts)
+    costs = {k: v for k, v in facts.items() if k not in {**own, **overheads, **front}}
+    return PeerEngine(EngineCosts(Overheads(**overheads), **costs), FrontCosts(**front), **own)
 
 
 def engines() -> dict[str, PeerEngine]:

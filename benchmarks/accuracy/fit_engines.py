@@ -25,8 +25,8 @@ from parallel.hardware.fields import read_yaml
 
 FITTED = (
     *("step_seconds", "layer_seconds", "sequence_seconds", "eager_layer_seconds"),
-    *("arrival_seconds", "arrival_token_seconds", "attention_read", "attention_math"),
-    *("math_share", "read_share", "start_share"),
+    *("arrival_seconds", "arrival_token_seconds", "request_seconds", "answer_token_seconds"),
+    *("attention_read", "attention_math", "math_share", "read_share", "start_share"),
 )
 _MOST = {"attention_read": 1.05, "attention_math": 0.9, "math_share": 1.05, "read_share": 1.05}
 """Rates beyond the hardware's mean that something else is wrong; a little for its measurement."""

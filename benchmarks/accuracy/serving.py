@@ -201,13 +201,7 @@ def predict(run: Run, engine: PeerEngine) -> tuple[float, float]:
         reserve=engine.reserve,
     )
     load = Load(run.batch, run.input_tokens, run.output_tokens, engine.spread)
-    costs = engine.costs
-    times = Simulation(
-        load,
-        rules,
-        lambda work: model.step(work).seconds,
-        lambda tokens: costs.arrival_seconds + tokens * costs.arrival_token_seconds,
-    ).run()
+    times = Simulation(load, rules, lambda work: model.step(work).seconds, engine.front).run()
     return times.ttft_seconds, times.tpot_seconds
 
 

@@ -17,20 +17,16 @@ class EngineCosts:
     runtime on the device, or what the device's kernel starts suggest.
 
     `eager_layer_seconds`: host time to launch one layer kernel by kernel; a step with a prompt
-    chunk isn't replayed from a graph and can't be shorter. `arrival_seconds` and
-    `arrival_token_seconds`: from the client to the scheduler, tokenising included.
-    `attention_read` is the share of the memory's bandwidth that reading the cache reaches,
-    `attention_math` the share of the rate of large products that a prompt's attention reaches,
-    `math_share`, `read_share` and `start_share` tell the engine's products from those the device
-    was measured with: their arithmetic and memory rates beside the device's, and their fixed
-    times (starts, sums along the inner dimension, scaling passes of narrow formats), which fused
-    kernels and graphs make shorter. `graph`: decodes are replayed from a graph; `one_shot`: small
-    all-reduces go by one-shot kernels."""
+    chunk isn't replayed from a graph and can't be shorter. `attention_read` is the share of the
+    memory's bandwidth that reading the cache reaches, `attention_math` the share of the rate of
+    large products that a prompt's attention reaches, `math_share`, `read_share` and `start_share`
+    tell the engine's products from those the device was measured with: their arithmetic and memory
+    rates beside the device's, and their fixed times (starts, sums along the inner dimension,
+    scaling passes of narrow formats), which fused kernels and graphs make shorter. `graph`: decodes
+    are replayed from a graph; `one_shot`: small all-reduces go by one-shot kernels."""
 
     overheads: Overheads | None = None
     eager_layer_seconds: float = 0.0
-    arrival_seconds: float = 0.0
-    arrival_token_seconds: float = 0.0
     attention_read: float | None = None
     attention_math: float = 0.5
     math_share: float = 1.0

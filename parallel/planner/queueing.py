@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from parallel.planner.decoding import Decoding
+from parallel.planner.front import Front, FrontCosts
 from parallel.planner.load import Load, LoadTimes
 from parallel.planner.work import StepWork
 from parallel.scheduling.fairness import share_out
@@ -50,19 +51,20 @@ class Rules:
 
 
 class Simulation:
-    """`step_seconds` gives the time of a step. `arrival_seconds` of a prompt of so many tokens
-    pass before the scheduler sees it. Requests are numbered as they are sent."""
+    """`step_seconds` gives the time of a step, `front` what lies between clients and scheduler.
+    Requests are numbered as they are sent; times of arrival, first token and end are the
+    clients'."""
 
     def __init__(
         self,
         load: Load,
         rules: Rules,
         step_seconds: Callable[[StepWork], float],
-        arrival_seconds: Callable[[int], float] = lambda _: 0.0,
+        front: FrontCosts | None = None,
         watch: Callable[[float, StepWork, int], None] | None = None,
     ):
         self.load, self.rules = load, rules
-        self._step_seconds, self._arrival_seconds = step_seconds, arrival_seconds
+        self._step_seconds, self._front = step_seconds, Front(front or FrontCosts())
         self._watch = watch
         total = round(load.concurrency * load.rounds)
         self._lengths = [load.lengths(i) for i in range(total)]
@@ -77,6 +79,8 @@ class Simulation:
         self._owed = 0
         """Blocks for known tokens of requests that decode from the next step on."""
         self._now, self._sent, self._done = 0.0, 0, 0
+        self._told = 0.0
+        """When clients have the tokens of the last step."""
 
     def run(self) -> LoadTimes:
         for _ in range(self.load.concurrency):
@@ -94,8 +98,8 @@ class Simulation:
 
     def _send(self) -> None:
         if self._sent < len(self._lengths):
-            self._arrived[self._sent] = self._now
-            self._seen[self._sent] = self._now + self._arrival_seconds(self._known[self._sent])
+            self._arrived[self._sent] = self._told
+            self._seen[self._sent] = self._front.request(self._told, self._known[self._sent])
             self._waiting.append(self._sent)
             self._sent += 1
 
@@ -154,7 +158,7 @@ class Simulation:
         del self._computed[request]
         if computed == known:
             if known == inputs:
-                self._first[request] = self._now
+                self._first[request] = self._told
             known += 1
         else:
             self._owed += int(computed % self.rules.block_tokens == 0)
@@ -229,12 +233,14 @@ class Simulation:
         if self._watch is not None:
             self._watch(self._now, work, count)
         self._owed = 0
+        begun = self._now
         self._now += count * (self._step_seconds(work) if seconds is None else seconds)
+        self._told = self._front.answers(begun, self._now, work.rows, count)
 
     def _end(self, request: int) -> None:
         self._free += self.rules.needed(self._decoding.computed(request))
         self._decoding.remove(request)
         self._running.remove(request)
-        self._ended[request] = self._now
+        self._ended[request] = self._told
         self._done += 1
         self._send()
