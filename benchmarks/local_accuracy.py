@@ -42,8 +42,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Point:
-    """`steps` are predicted and measured seconds by phase; `peak` predicted and measured bytes of
-    all tensors of the rank that is furthest off."""
+    """`steps` are predicted and measured seconds of a mean step by phase; `peak` predicted and
+    measured bytes of all tensors of the rank that is furthest off."""
 
     workload: Workload
     layout: str
@@ -62,7 +62,7 @@ def measure(workload: Workload, tp: int, pp: int, options: argparse.Namespace) -
         command = [
             *(sys.executable, str(ROOT / "launch/measure.py"), *model, f"tp={tp}", f"pp={pp}"),
             *(f"cluster={options.cluster}", f"workload.concurrency={workload.batch}"),
-            *(f"workload.input_tokens={workload.prompt}", "baseline=none", "repeats=1"),
+            *(f"workload.input_tokens={workload.prompt}", "baseline=none", "repeats=2"),
             *(f"workload.output_tokens={options.tokens}", f"output={file}"),
             *("engine.context_tokens=2048", f"memory_gib={options.memory_gib}"),
         ]
@@ -81,8 +81,9 @@ def read_point(workload: Workload, layout: str, found: dict[str, Any]) -> Point:
         workload,
         layout,
         {
-            phase: (step["predicted_seconds"], step["measured_seconds"])
-            for phase, step in report["steps"].items()
+            phase: (step["step_ms"]["predicted"] / 1e3, step["step_ms"]["measured"] / 1e3)
+            for phase, step in found["phases"].items()
+            if step["step_ms"]["measured"]
         },
         (figure["predicted"], figure["measured"]),
         all(m[c]["predicted"] == m[c]["measured"] for m in memory for c in ("weights", "kv_cache")),

@@ -69,8 +69,6 @@ def _run(settings: CalibrateCommand, output: Path) -> None:
         "spread": {key: round(value, 3) for key, value in measures[0]["spread"].items()},
         "errors": {key: round(value, 3) for key, value in errors.items()},
     }
-    if measures[0]["fragmentation"] is not None:
-        notes["fragmentation"] = round(max(m["fragmentation"] for m in measures), 3)
     part = max(notes["spread"], key=lambda name: notes["spread"][name])
     if notes["spread"][part] > _MUCH_SPREAD:
         print(

@@ -59,15 +59,17 @@ def group_sizes(world: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if 1 < size <= world))
 
 
-def make_group(ranks: Sequence[int], rank: int, device: Device) -> Group | None:
+def make_group(
+    ranks: Sequence[int], rank: int, device: Device, axis: str = "tp", batches: int = 1
+) -> Group | None:
     """Over NCCL or gloo; None where `rank` isn't a member. All ranks of the world call it."""
     group = dist.new_group(list(ranks))
     if rank not in ranks:
         return None
     name = "nccl" if device.kind == "cuda" else "gloo"
-    transport = ProcessGroupTransport(group, ranks, name, "measured", 1)
+    transport = ProcessGroupTransport(group, ranks, name, "measured", batches)
     index = list(ranks).index(rank)
-    return Group(Communicator("tp", ranks, index, transport, Ledger(), device), transport)
+    return Group(Communicator(axis, ranks, index, transport, Ledger(), device), transport)
 
 
 def measure_eager(

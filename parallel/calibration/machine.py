@@ -23,9 +23,11 @@ from parallel.calibration.overheads import (
     JointPoint,
     LayerPoint,
     StepPoint,
+    WayPoint,
     fit_late,
     fit_layers,
     fit_steps,
+    fit_ways,
     layer_error,
 )
 from parallel.calibration.points import rounded
@@ -49,8 +51,9 @@ def fit_cluster(name: str, measures: Sequence[Json]) -> tuple[Cluster, Json]:
     nodes = []
     # A job has one leader, and only that sees what a step takes: any host may be its.
     (steps,) = [m["steps"] for m in measures if m["steps"]] or [[]]
+    (ways,) = [m["ways"] for m in measures if m["ways"]] or [[]]
     for number in numbers:
-        own = [{**m, "steps": steps} for m in measures if m["node"] == number]
+        own = [{**m, "steps": steps, "ways": ways} for m in measures if m["node"] == number]
         (base,) = read_cluster(own[0]["machine"], name, {}).nodes
         device, found = fit_device(base.devices[0], own)
         errors |= {key: max(value, errors.get(key, 0.0)) for key, value in found.items()}
@@ -75,6 +78,7 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
     if steps:
         overheads = fit_steps(steps, overheads)
     overheads = fit_late([JointPoint(**p) for p in measures[0]["joint"]], overheads)
+    overheads = fit_ways([WayPoint(**p) for p in measures[0]["ways"]], overheads)
     overheads = replace(
         overheads,
         logit_seconds=rounded(median(m["logit_seconds"] for m in measures), 1e-9),
@@ -86,6 +90,9 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
         estimated=False,
         overheads=overheads,
     )
+    kept = [m["fragmentation"] for m in measures if m["fragmentation"] is not None]
+    if kept:
+        device = replace(device, fragmentation=max(kept))
     if device.kind == "cpu":
         read = median(m["bandwidth_bytes_per_second"] for m in measures)
         device = _with_peaks(device, products, read)

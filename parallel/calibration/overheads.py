@@ -56,6 +56,19 @@ class JointPoint:
     collectives_seconds: float
 
 
+@dataclass(frozen=True)
+class WayPoint:
+    """Decodes of a full pipeline of all ranks: a step's seconds, with so many of them in flight;
+    those of the slowest stage that receives, alone; and those of all stages in turn, the leader's
+    host work and the ways of the hidden states through them and back included."""
+
+    stages: int
+    in_flight: float
+    seconds: float
+    receiving_seconds: float
+    path_seconds: float
+
+
 def fit_layers(points: Sequence[LayerPoint]) -> Overheads:
     """Non-negative least squares of relative errors, attention apart from all else."""
     ones = [1.0] * len(points)
@@ -101,6 +114,21 @@ def fit_late(points: Sequence[JointPoint], overheads: Overheads) -> Overheads:
         [p.seconds for p in points],
     )
     return replace(overheads, late_seconds=rounded(each, 1e-6), late_share=rounded(share, 1.0))
+
+
+def fit_ways(points: Sequence[WayPoint], overheads: Overheads) -> Overheads:
+    """`overheads` with what receiving costs a stage: a full pipeline takes
+
+    max(in flight · (slowest receiver + way), path + (stages - 1) · way)
+    """
+    if not points:
+        return overheads
+    found = [
+        min(p.seconds / p.in_flight - p.receiving_seconds, (p.seconds - p.path_seconds) / between)
+        for p in points
+        for between in (p.stages - 1,)
+    ]
+    return replace(overheads, way_seconds=rounded(max(0.0, sum(found) / len(found)), 1e-6))
 
 
 def layer_error(points: Sequence[LayerPoint], overheads: Overheads) -> float:

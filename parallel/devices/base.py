@@ -185,6 +185,10 @@ class Device(ABC):
     def memory_in_use(self) -> MemoryInUse:
         """Cheap enough for every few steps; waits for nothing."""
 
+    def release_cached(self) -> None:
+        """Gives back what the allocator keeps for later tensors, where it does."""
+        return
+
     @abstractmethod
     def reset_peak(self) -> None:
         """Starts the allocator's peak anew; the process's resident peak stays."""

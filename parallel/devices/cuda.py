@@ -167,6 +167,9 @@ class CudaDevice(Device):
             found["reserved_bytes.all.current"],
         )
 
+    def release_cached(self) -> None:
+        torch.cuda.empty_cache()
+
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 

@@ -19,6 +19,7 @@ _NUMBERS = {
     "serial_seconds": ("serial_nanoseconds", 1e-9),
     "overlap_sharpness": ("overlap_sharpness", 1.0),
     "cache_bandwidth_bytes_per_second": ("cache_gb_per_second", 1e9),
+    "fragmentation": ("fragmentation", 1.0),
     "power_watts": ("power_watts", 1.0),
     "dollars_per_hour": ("dollars_per_hour", 1.0),
     "threads": ("threads", 1.0),

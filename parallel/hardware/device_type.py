@@ -42,6 +42,9 @@ class DeviceType:
     cache_bandwidth_bytes_per_second: float = 0.0
     runtime_bytes: int = 0
     """What context and libraries hold before any tensor: an estimate."""
+    fragmentation: float = 0.1
+    """What a GPU's allocator reserves beyond a step's activations, as a share of them: blocks that
+    fit no request. A guess where it wasn't calibrated."""
     power_watts: float | None = None
     dollars_per_hour: float | None = None
     threads: float = 1.0

@@ -17,6 +17,8 @@ A step adds step_seconds + S · sequence_seconds + logits · logit_seconds, what
 
 Ranks that sum over tensor parallelism wait for the last of them at each collective; a stage of
 several ranks takes late_seconds for each collective and late_share of what it computes longer.
+A stage that receives takes way_seconds for each batch beyond its bytes: threads that must wake
+while the sender computes.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Overheads:
     plain_product_share: float = 1.0
     late_seconds: float = 0.0
     late_share: float = 0.0
+    way_seconds: float = 0.0
 
     def layer(
         self, sequences: int, elementwise_bytes: float, cached_bytes: float, attention_flops: float

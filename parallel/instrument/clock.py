@@ -30,30 +30,49 @@ class Contexts:
 
 @dataclass
 class Count:
+    """`ahead`: other steps that were under way when these began."""
+
     steps: int = 0
     pairs: int = 0
     cached: int = 0
     seconds: float = 0.0
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Began:
+    """A step as it began, with `ahead` others under way."""
+
+    shape: Shape
+    contexts: Contexts
+    ahead: int
 
 
 @dataclass
 class StepClock:
+    """`course` has every step in its order, where it is a list."""
+
     now: Callable[[], float] = time.perf_counter
     counts: dict[Shape, Count] = field(default_factory=dict)
-    _open: dict[int, tuple[Shape, Contexts, float]] = field(default_factory=dict)
+    course: list[Began] | None = None
+    _open: dict[int, tuple[Began, float]] = field(default_factory=dict)
 
     def start(
         self, serial: int, shape: Shape, contexts: Contexts, began: float | None = None
     ) -> None:
         """`began` is when the step's scheduling did, as `now` said then."""
-        self._open[serial] = (shape, contexts, self.now() if began is None else began)
+        step = Began(shape, contexts, len(self._open))
+        if self.course is not None:
+            self.course.append(step)
+        self._open[serial] = (step, self.now() if began is None else began)
 
     def stop(self, serial: int) -> None:
-        shape, contexts, began = self._open.pop(serial)
-        count = self.counts.setdefault(shape, Count())
+        step, began = self._open.pop(serial)
+        count = self.counts.setdefault(step.shape, Count())
         count.steps += 1
-        count.pairs += contexts.pairs
-        count.cached += contexts.cached
+        count.pairs += step.contexts.pairs
+        count.cached += step.contexts.cached
+        count.ahead += step.ahead
         count.seconds += self.now() - began
 
     def phases(self) -> Iterator[tuple[str, list[tuple[Shape, Count]]]]:

@@ -8,6 +8,7 @@ are named estimates in every table.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import ceil
 
 from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
@@ -24,8 +25,6 @@ _NATIVE_WORKSPACE_BYTES = 2 * MIB
 _GLOO_BYTES = 8 * MIB
 FLASHINFER_BYTES = 128 * MIB
 """As recommended for FlashInfer's wrappers, which share it; each holds 8 MiB more."""
-_SLACK = 0.1
-"""Share of the activations: blocks of the caching allocator that fit no request. A guess."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def shares_memory(layout: Layout, rank: int, cluster: Cluster) -> bool:
 
 def runtime_bytes(device: DeviceType, activations: int) -> int:
     """Context and libraries; on CUDA also what the allocator reserves beyond its tensors."""
-    slack = _SLACK * activations if device.kind == "cuda" else 0
-    return device.runtime_bytes + int(slack)
+    beyond = device.fragmentation * activations if device.kind == "cuda" else 0
+    return device.runtime_bytes + ceil(beyond)
 
 
 def attention_bytes(device: DeviceType, form: str) -> int:

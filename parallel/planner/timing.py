@@ -2,8 +2,9 @@
 nothing hides.
 
 Step = Σ stages of (Σ layers of (products + attention + small kernels) + head + collectives)
-+ host work. Products and collectives: docs/hardware.md. A prompt's chunk isn't replayed from a
-graph: its stage takes at least the time of launching its kernels.
++ host work of the leader + the tokens' way back to it. Products and collectives:
+docs/hardware.md. A prompt's chunk isn't replayed from a graph: its stage takes at least the time
+of launching its kernels.
 """
 
 from __future__ import annotations
@@ -21,20 +22,27 @@ from parallel.planner.communication import (
 from parallel.planner.costs import EngineCosts
 from parallel.planner.formats import Formats
 from parallel.planner.kernels import NORM_PASSES, RankKernels, rank_kernels
+from parallel.planner.pipeline import Passage
 from parallel.planner.work import StepWork
+
+_REPLY_BYTES = 64
+"""Of a token on its way back to the leader, its message's frame included."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """One step of one batch. `seconds` through all stages in turn; `slowest_seconds` of the
-    stage that limits a full pipeline; `communication_bytes` sent by the rank that sends most;
-    `imbalance_seconds` that stages' slowest ranks take beyond the mean of their ranks."""
+    """One step of one batch. `seconds` through all stages in turn and back; `slowest_seconds` of
+    the stage that limits a full pipeline, the leader's host work included; `communication_seconds`
+    with receiving and the way back; `communication_bytes` sent by the rank that sends most;
+    `imbalance_seconds` that stages' slowest ranks take beyond the mean of their ranks; `passage`
+    is the same stage by stage."""
 
     seconds: float
     slowest_seconds: float
     communication_seconds: float
     communication_bytes: int
-    imbalance_seconds: float = 0.0
+    imbalance_seconds: float
+    passage: Passage
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class StepModel:
         leader = cluster.device(layout.degrees.rank(0, 0, replica)).type
         self._host = self.costs.overheads_on(leader)
         self._stages = [_Stage(self, self._ranks(pp), pp) for pp in range(layout.degrees.pp)]
+        self._replies: dict[int, float] = {}
 
     def device(self, rank: int) -> DeviceType:
         """A rank's device as the engine's kernels find it."""
@@ -82,22 +91,32 @@ class StepModel:
         return [degrees.rank(tp, pp, self.replica) for tp in range(degrees.tp_of(pp))]
 
     def step(self, work: StepWork) -> StepTime:
-        seconds = slowest = communication = imbalance = 0.0
-        sent = 0
+        communication = imbalance = 0.0
+        sent, busy = 0, []
         for stage in self._stages:
             fixed = stage.fixed(work.tokens, work.sequences, work.rows, work.chunks > 0)
             computed = fixed.compute + stage.attention(work)
-            busy = computed + fixed.communication + stage.late(fixed, computed)
-            took = max(fixed.launch, busy)
-            seconds += took
-            slowest = max(slowest, took)
-            communication += fixed.communication
+            waited = fixed.communication + stage.late(fixed, computed)
+            busy.append(max(fixed.launch, computed + waited) + stage.receiving_seconds)
+            communication += fixed.communication + stage.receiving_seconds
             imbalance += fixed.imbalance
             sent = max(sent, fixed.sent)
-        host = self._host.step(work.sequences, work.rows * self.layout.spec.vocabulary)
-        return StepTime(
-            seconds + host, slowest + host / len(self._stages), communication, sent, imbalance
-        )
+        busy[0] += self._host.step(work.sequences, 0)
+        busy[-1] += self._stages[-1].sampling(work.rows * self.layout.spec.vocabulary)
+        back = self._back(work.rows)
+        passage = Passage(tuple(busy), back)
+        return StepTime(passage.seconds, max(busy), communication + back, sent, imbalance, passage)
+
+    def _back(self, rows: int) -> float:
+        """The tokens' way to the leader: as long as a small message's."""
+        if len(self._stages) == 1:
+            return 0.0
+        if rows not in self._replies:
+            degrees = self.layout.degrees
+            ends = tuple(degrees.rank(0, pp, self.replica) for pp in (degrees.pp - 1, 0))
+            size = rows * _REPLY_BYTES
+            self._replies[rows] = self.cluster.collective_seconds("send", size, ends, "eager")
+        return self._replies[rows]
 
     def round_seconds(self, work: StepWork, batches: int, batch_tokens: int | None = None) -> float:
         """Until every sequence of `work` has had its step, as up to `batches` in flight of at most
@@ -120,6 +139,7 @@ class _Stage:
         self._alike = [(s, shapes.count(s)) for i, s in enumerate(shapes) if s not in shapes[:i]]
         self._layers = len(layout.stages[pp].layers)
         self._overheads = model.costs.overheads_on(model.device(ranks[0]))
+        self.receiving_seconds = self._overheads.way_seconds if pp else 0.0
         rates = [_attention_rates(model, kernels, device) for (kernels, device), _ in self._alike]
         self._pair, self._cached = max(rates)
         self._busiest = max(ranks, key=lambda r: len(layout.degrees.receivers(r)))
@@ -128,6 +148,9 @@ class _Stage:
 
     def attention(self, work: StepWork) -> float:
         return self._pair * work.pairs + self._cached * work.cached
+
+    def sampling(self, logits: int) -> float:
+        return logits * self._overheads.logit_seconds
 
     def late(self, fixed: _Fixed, computed_seconds: float) -> float:
         """What the ranks wait for the last of them, all together."""

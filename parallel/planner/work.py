@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.instrument.clock import Count, Shape
+from parallel.instrument.clock import Began, Count, Shape
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,12 @@ def mean_work(shape: Shape, count: Count) -> StepWork:
         count.pairs / count.steps,
         count.cached / count.steps,
         shape.chunks,
+    )
+
+
+def work_of(step: Began) -> StepWork:
+    """What one step had to do."""
+    shape, contexts = step.shape, step.contexts
+    return StepWork(
+        shape.tokens, shape.sequences, shape.rows, contexts.pairs, contexts.cached, shape.chunks
     )

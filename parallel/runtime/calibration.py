@@ -17,18 +17,20 @@ from parallel.calibration.collectives import (
     measure_graph,
 )
 from parallel.calibration.memory import cold_bytes, measure_read
-from parallel.calibration.overheads import measure_logits
+from parallel.calibration.overheads import WayPoint, measure_logits
 from parallel.calibration.products import measure_products
-from parallel.collectives.mesh import MeshOptions
+from parallel.collectives.mesh import Mesh, MeshOptions
 from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
 from parallel.hardware.probe import hosts_like
 from parallel.hardware.writing import cluster_document
+from parallel.runtime.fragmentation import measure_fragmentation
 from parallel.runtime.job import RankJob
 from parallel.runtime.joint_timing import measure_joint
 from parallel.runtime.layer_timing import measure_layers
-from parallel.runtime.rehearsal import RandomWorker
+from parallel.runtime.rehearsal import RandomWorker, mesh_along
 from parallel.runtime.step_timing import measure_steps, step_plan
+from parallel.runtime.way_timing import measure_ways
 
 Json = dict[str, Any]
 Advance = Callable[[str, float], None]
@@ -38,7 +40,8 @@ SHARES = {
     "logits": 0.02,
     "layers": 0.25,
     "joint": 0.05,
-    "collectives": 0.2,
+    "ways": 0.05,
+    "collectives": 0.15,
     "steps": 0.05,
 }
 """Of the time allowed; each takes longer where three rounds do."""
@@ -102,8 +105,12 @@ class _Measures:
             self._budget("layers"),
             self._progress("layers"),
         )
-        joint = measure_joint(self.job.mesh, self.peers, self.hosts, cold, self._budget("joint"))
+        joint = measure_joint(
+            self._neighbours(), self.peers, self.hosts, cold, self._budget("joint")
+        )
         self._progress("joint")(1.0)
+        ways = self._ways()
+        self._progress("ways")(1.0)
         groups = list(self._groups())
         return {
             "node": self.node,
@@ -115,9 +122,12 @@ class _Measures:
             "layers": [asdict(p) for p in layers],
             "joint": [asdict(p) for p in joint],
             "steps": [asdict(p) for p in steps],
+            "ways": [asdict(p) for p in ways],
             "collectives": groups,
             "runtime_bytes": self.job.runtime_bytes,
-            "fragmentation": self._fragmentation(),
+            "fragmentation": measure_fragmentation(
+                self.device, mesh_along(self.device), self.cluster
+            ),
             "spread": {
                 "memory": read.spread,
                 "products": _spread(products.timings),
@@ -126,12 +136,31 @@ class _Measures:
             },
         }
 
-    def _fragmentation(self) -> float | None:
-        """The share of what the allocator keeps that no tensor ever had; None on CPU."""
-        if self.device.kind == "cpu":
-            return None
-        memory = self.device.memory_statistics()
-        return 1 - memory.peak_allocated_bytes / memory.reserved_bytes
+    def _neighbours(self) -> Mesh:
+        """This host's ranks: what ranks wait for each other must not count the network. All ranks
+        where each is on a host of its own, which know nothing closer."""
+        own = [rank for rank, node in enumerate(self.nodes) if node == self.node]
+        counts = {self.nodes.count(node) for node in self.nodes}
+        if len(own) == len(self.nodes) or counts != {len(own)} or len(own) == 1:
+            return self.job.mesh
+        found = None
+        for node in sorted(set(self.nodes)):
+            ranks = [rank for rank, at in enumerate(self.nodes) if at == node]
+            group = make_group(ranks, self.job.rank, self.device)
+            found = group or found
+        assert found is not None
+        return mesh_along(self.device, found.communicator)
+
+    def _ways(self) -> list[WayPoint]:
+        world = len(self.nodes)
+        if world == 1:
+            return []
+        group = make_group(range(world), self.job.rank, self.device, "pp", batches=world)
+        assert group is not None
+        mesh = mesh_along(self.device, group.communicator)
+        found = measure_ways(self.job, mesh, self.peers, self.hosts, self._budget("ways"))
+        group.communicator.close()
+        return found
 
     def _groups(self) -> list[Json]:
         """The whole mesh as the runtime made it; then groups within the first node by size, and

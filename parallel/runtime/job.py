@@ -114,17 +114,7 @@ class RankJob:
         return engine
 
     def follow(self) -> None:
-        while (message := self.control.receive())["op"] != "stop":
-            if message["op"] == "step":
-                result = self.worker.run(StepMessage.from_wire(message))
-                if self.worker.samples:
-                    self.control.reply(result.to_wire())
-            elif message["op"] == "forget":
-                self.worker.sequences.forget(message["left"])
-            elif message["op"] == "ping":
-                self.control.reply({"rank": self.rank})
-            elif message["op"] == "report":
-                self.control.reply(self.own_report())
+        follow(self.worker, self.control, self.own_report)
 
     def own_report(self) -> Json:
         memory = rank_report(self.worker, self.activations, self.runtime_bytes)
@@ -169,3 +159,18 @@ class RankJob:
         self.control.close()
         self.lifeline.close()
         self.mesh.close()
+
+
+def follow(worker: Worker, control: ControlChannel, own_report: Callable[[], Json]) -> None:
+    """The others' part: what the leader says, until it says stop."""
+    while (message := control.receive())["op"] != "stop":
+        if message["op"] == "step":
+            result = worker.run(StepMessage.from_wire(message))
+            if worker.samples:
+                control.reply(result.to_wire())
+        elif message["op"] == "forget":
+            worker.sequences.forget(message["left"])
+        elif message["op"] == "ping":
+            control.reply({"rank": worker.rank})
+        elif message["op"] == "report":
+            control.reply(own_report())

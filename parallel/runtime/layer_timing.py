@@ -11,24 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch._C._distributed_c10d import HashStore
 
 from parallel.calibration.bench import MOST_BUDGETS, Peers, lower_quartile
 from parallel.calibration.overheads import LayerPoint
-from parallel.collectives.communicator import Communicator
-from parallel.collectives.exchange import Exchange
-from parallel.collectives.mesh import Mesh
 from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
 from parallel.instrument.ledger import Ledger
-from parallel.layout.degrees import AXES, Degrees
+from parallel.layout.degrees import Degrees
 from parallel.models.transformer import Stream, TransformerBlock
 from parallel.planner.kernels import rank_kernels
 from parallel.planner.plan import Plan
 from parallel.planner.work import StepWork
 from parallel.requests.types import Sampling
 from parallel.runtime.meter import Meter
-from parallel.runtime.rehearsal import Geometry, RandomWorker, random_plan
+from parallel.runtime.rehearsal import Geometry, RandomWorker, mesh_along, random_plan
 from parallel.runtime.sequences import Chunk, StepMessage
 
 GEOMETRIES = (Geometry(576, 9, 3, 1536), Geometry(1024, 16, 4, 2816))
@@ -93,7 +89,7 @@ class _Samples:
 class _Stage:
     def __init__(self, plan: Plan, device: Device):
         self.plan, self.device = plan, device
-        self.worker = RandomWorker(plan, 0, _mesh_of_one(device), device, Ledger())
+        self.worker = RandomWorker(plan, 0, mesh_along(device), device, Ledger())
         self.worker.load(lambda _: None)
         self.meter = Meter(device)
         for block in self.worker.model.blocks:
@@ -188,9 +184,3 @@ def step_message(case: StepCase, plan: Plan) -> StepMessage:
     begin = case.context - case.tokens
     chunks = [Chunk(i, begin, case.tokens, True) for i in range(case.sequences)]
     return StepMessage(0, "calibration", [], [], joined, chunks)
-
-
-def _mesh_of_one(device: Device) -> Mesh:
-    """Beside the job's mesh: a rank on its own."""
-    communicators = {axis: Communicator(axis, (0,), 0, None, Ledger(), device) for axis in AXES}
-    return Mesh(Degrees(), 0, device, communicators, Exchange(HashStore(), 0, 1))

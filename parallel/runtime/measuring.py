@@ -10,14 +10,15 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from parallel.instrument.clock import StepClock
+from parallel.instrument.clock import Began, StepClock
 from parallel.planner.load import Load
+from parallel.planner.pipeline import spans
 from parallel.planner.plan import Plan
 from parallel.planner.timing import StepModel
-from parallel.planner.work import mean_work
+from parallel.planner.work import mean_work, work_of
 from parallel.requests.types import Sampling
 from parallel.requests.wire import event_from_wire
 from parallel.runtime.job import RankJob
@@ -133,6 +134,7 @@ def measure(job: RankJob, repeats: int, advance: Callable[[str], None]) -> Json 
     advance("warming up")
     _serve(job, 1)
     job.clock.counts.clear()
+    job.clock.course = []
     job.instruments.restart()
     worker.recorded = []
     job.mesh.exchange.barrier("measure", everyone)
@@ -194,18 +196,19 @@ def _by_phase(steps: list[RecordedStep], seconds: list[float]) -> Json:
 
 
 def predicted_costs(plan: Plan, clock: StepClock) -> Json:
-    """Steps by phase as the clock saw them, and what the plan's model says of the same shapes."""
+    """Steps by phase as the clock saw them, and what the plan's model says of the same steps, in a
+    pipeline in the same order."""
     model = StepModel(plan.layout, plan.cluster, plan.formats, split_tokens=plan.split_tokens)
-    here = -(-plan.workload.concurrency // plan.layout.degrees.dp)
-    batches = min(plan.batches, here)
+    spent = _in_course(model, clock.course) if plan.layout.degrees.pp > 1 and clock.course else {}
     out: Json = {}
     for phase, shapes in clock.phases():
         sums = dict.fromkeys(("seconds", "communication_seconds", "imbalance_seconds"), 0.0)
         for shape, count in shapes:
             step = model.step(mean_work(shape, count))
-            sums["seconds"] += count.steps * max(step.seconds, batches * step.slowest_seconds)
+            sums["seconds"] += count.steps * step.seconds
             sums["communication_seconds"] += count.steps * step.communication_seconds
             sums["imbalance_seconds"] += count.steps * step.imbalance_seconds
+        sums["seconds"] = spent.get(phase, sums["seconds"])
         out[phase] = {
             "steps": sum(c.steps for _, c in shapes),
             "tokens": sum(c.steps * s.tokens for s, c in shapes),
@@ -214,3 +217,12 @@ def predicted_costs(plan: Plan, clock: StepClock) -> Json:
             "predicted": sums,
         }
     return out
+
+
+def _in_course(model: StepModel, course: list[Began]) -> dict[str, float]:
+    """Predicted seconds by phase, each step behind those that were ahead of it."""
+    passages = [replace(model.step(work_of(step)).passage, ahead=step.ahead) for step in course]
+    spent: dict[str, float] = {}
+    for step, (began, ended) in zip(course, spans(passages), strict=True):
+        spent[step.shape.phase] = spent.get(step.shape.phase, 0.0) + ended - began
+    return spent

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch._C._distributed_c10d import HashStore
+
 from parallel.architecture.checkpoint import build_spec
+from parallel.collectives.communicator import Communicator
+from parallel.collectives.exchange import Exchange
+from parallel.collectives.mesh import Mesh
+from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
+from parallel.instrument.ledger import Ledger
 from parallel.kernels.step import StepInput
-from parallel.layout.degrees import Degrees
+from parallel.layout.degrees import AXES, Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.formats import choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
@@ -51,6 +58,18 @@ class RandomWorker(Worker):
         self.sequences.states.clear()
         self.sequences.apply(message)
         return self._buffers[0].build(message.chunks, self.sequences)
+
+
+def mesh_along(device: Device, along: Communicator | None = None) -> Mesh:
+    """Beside the job's mesh: a rank on its own, or with others along one axis alone."""
+    found = {axis: Communicator(axis, (0,), 0, None, Ledger(), device) for axis in AXES}
+    degrees, index = Degrees(), 0
+    if along is not None:
+        found[along.axis] = along
+        sizes = {axis: along.size if axis == along.axis else 1 for axis in AXES}
+        degrees = Degrees(sizes["tp"], sizes["pp"], sizes["dp"])
+        index = along.index
+    return Mesh(degrees, index, device, found, Exchange(HashStore(), 0, 1))
 
 
 def random_plan(

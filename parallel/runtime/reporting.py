@@ -44,7 +44,8 @@ def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
 
 
 def predicted_steps(plan: Plan, clock: StepClock) -> Json:
-    """Predicted and measured seconds of the phases that were run, summed over their shapes."""
+    """Predicted and measured seconds of the phases that were run, summed over their shapes. Steps
+    of a pipeline are predicted as if those beside them were like them."""
     steps: Json = {}
     model = StepModel(plan.layout, plan.cluster, plan.formats, split_tokens=plan.split_tokens)
     for phase, shapes in clock.phases():
@@ -52,7 +53,9 @@ def predicted_steps(plan: Plan, clock: StepClock) -> Json:
             continue
         predicted = 0.0
         for shape, count in shapes:
-            predicted += count.steps * model.step(mean_work(shape, count)).seconds
+            step = model.step(mean_work(shape, count))
+            in_flight = 1 + count.ahead / count.steps
+            predicted += count.steps * max(step.seconds, in_flight * step.slowest_seconds)
         steps[phase] = {
             "predicted_seconds": predicted,
             "measured_seconds": sum(c.seconds for _, c in shapes),
