@@ -19,9 +19,11 @@ from parallel.calibration.overheads import (
     JointPoint,
     LayerPoint,
     StepPoint,
+    WayPoint,
     fit_late,
     fit_layers,
     fit_steps,
+    fit_ways,
     layer_error,
     nonnegative_fit,
 )
@@ -143,6 +145,29 @@ def test_who_never_waits_loses_nothing_by_it() -> None:
     assert fit_late([], TRUE) == TRUE
 
 
+def way_point(stages: int, in_flight: float, busy: float, way: float) -> WayPoint:
+    """Equal stages; the leader's host work and all sends take 1 ms together."""
+    path = stages * busy + 1e-3
+    seconds = max(in_flight * (busy + way), path + (stages - 1) * way)
+    return WayPoint(stages, in_flight, seconds, busy, path)
+
+
+@given(st.integers(2, 6), st.floats(0, 0.01), st.floats(1e-3, 0.1))
+def test_what_receiving_costs_is_found_again(stages: int, way: float, busy: float) -> None:
+    """Whether the slowest stage limits the pipeline, or the way through all of them."""
+    points = [way_point(stages, flying, busy, way) for flying in (1.0, stages, 2 * stages)]
+    assert fit_ways(points, TRUE).way_seconds == pytest.approx(way, rel=1e-3, abs=1e-9)
+    assert fit_ways([], TRUE) == TRUE
+
+
+def test_a_disturbed_pipeline_says_nothing() -> None:
+    """One of five that was measured while something else ran; and stages that were slow alone."""
+    points = [*[way_point(2, 2.0, 0.01, 2e-3)] * 4, way_point(2, 2.0, 0.01, 0.5)]
+    assert fit_ways(points, TRUE).way_seconds == pytest.approx(2e-3, rel=1e-3)
+    slow = replace(points[0], receiving_seconds=0.03)
+    assert fit_ways([slow], TRUE).way_seconds == 0.0
+
+
 def test_seconds_of_a_layer_and_of_a_step() -> None:
     assert TRUE.layer(2, 8e3, 1e4, 6e4) == pytest.approx(113e-6)
     assert TRUE.step(3, 1000) == pytest.approx(460e-6)
@@ -158,6 +183,7 @@ def test_seconds_of_a_layer_and_of_a_step() -> None:
         plain_product_share=st.floats(0.01, 1),
         late_seconds=st.floats(0, 1e-3),
         late_share=st.floats(0, 2),
+        way_seconds=st.floats(0, 1e-2),
     )
 )
 def test_overheads_are_read_back(overheads: Overheads) -> None:

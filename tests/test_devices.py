@@ -15,6 +15,7 @@ from parallel.devices.fake import FakeCudaDevice
 from parallel.devices.process import reset_peak_rss, status_bytes
 from parallel.devices.select import select_device
 from parallel.errors import CaptureError, HardwareError
+from parallel.runtime.fragmentation import kept_share
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -205,3 +206,11 @@ def test_status_lines_are_read_as_bytes(tmp_path: Path) -> None:
     assert status_bytes("VmSwap", tmp_path) == 0
     assert status_bytes("VmHWM", tmp_path / "nowhere") == 0
     assert not reset_peak_rss(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("after", "share"), [(1500, 0.0), (1400, 0.0), (1750, 0.5), (1501, 0.002), (2500, 2.0)]
+)
+def test_what_an_allocator_keeps_is_rounded_up(after: int, share: float) -> None:
+    """1000 bytes were reserved before, and the activations took 500."""
+    assert kept_share(1000, after, 500) == share

@@ -4,10 +4,13 @@ ranks, on a clock that only their work moves."""
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.pipeline import measure
 from parallel.collectives.control import ControlChannel
@@ -15,6 +18,7 @@ from parallel.instrument.clock import StepClock
 from parallel.kernels.sampling import Choice
 from parallel.layout.degrees import Degrees
 from parallel.planner.limits import EngineLimits
+from parallel.planner.pipeline import Passage, spans
 from parallel.planner.search import Wanted
 from parallel.requests.types import Sampling
 from parallel.requests.wire import event_from_wire
@@ -109,7 +113,12 @@ class Stages:
         self._running -= sum(reason is not None for reason in ended)
 
 
-def run(ticks: list[int], arrivals: dict[int, int], made: Stages | None = None) -> Stages:
+def run(
+    ticks: list[int],
+    arrivals: dict[int, int],
+    made: Stages | None = None,
+    clock: StepClock | None = None,
+) -> Stages:
     limits = EngineLimits(step_tokens=128, requests=16, prefix_cache=False)
     plan = toy_planner(limits=limits).plan(Degrees(pp=len(ticks)), Wanted())
     stages = made or Stages(ticks, arrivals)
@@ -118,7 +127,7 @@ def run(ticks: list[int], arrivals: dict[int, int], made: Stages | None = None) 
         cast(Worker, stages),
         cast(ControlChannel, stages),
         stages,
-        StepClock(),
+        clock or StepClock(),
         lambda: {},
     )
     stages.engine = engine
@@ -147,6 +156,50 @@ def test_the_leader_waits_only_with_nothing_to_compute(ticks: list[int]) -> None
     stages = run(ticks, {0: 0, 1: 1, 2: 17, 3: 40, 4: 41, 5: 90})
     assert stages.waits
     assert all(flying == len(ticks) or not ready for flying, ready in stages.waits)
+
+
+class SlowPrompts(Stages):
+    """A batch with a prompt takes as many times longer."""
+
+    def __init__(self, ticks: list[int], requests: int, times: int):
+        super().__init__(ticks, dict.fromkeys(range(requests), 0))
+        self._short, self._long = ticks, [times * t for t in ticks]
+
+    def run(self, message: StepMessage) -> StepResult:
+        self.ticks = self.ticks_of(message.phase)
+        return super().run(message)
+
+    def ticks_of(self, phase: str) -> list[int]:
+        return self._long if phase == "prefill" else self._short
+
+
+@given(
+    ticks=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    requests=st.integers(1, 9),
+    times=st.integers(1, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_steps_are_predicted_in_their_course(ticks: list[int], requests: int, times: int) -> None:
+    """What the leader's clock saw of each phase, from the stages' times and the order alone."""
+    stages = SlowPrompts(ticks, requests, times)
+    clock = StepClock(lambda: stages.now, course=[])
+    run(ticks, {}, stages, clock)
+    assert clock.course
+    passages = [Passage(tuple(stages.ticks_of(s.shape.phase)), ahead=s.ahead) for s in clock.course]
+    predicted: dict[str, float] = {}
+    for step, (began, ended) in zip(clock.course, spans(passages), strict=True):
+        phase = step.shape.phase
+        predicted[phase] = predicted.get(phase, 0.0) + ended - began
+    seen = {phase: sum(c.seconds for _, c in shapes) for phase, shapes in clock.phases()}
+    assert predicted == seen
+
+
+def test_the_way_back_keeps_nobody_busy() -> None:
+    """Two batches in turns: a round lasts until the first one's tokens are there."""
+    step = Passage((2.0, 3.0), back=5.0)
+    found = spans([step, *[replace(step, ahead=1)] * 4])
+    assert found == [(0.0, 10.0), (2.0, 13.0), (10.0, 20.0), (13.0, 23.0), (20.0, 30.0)]
+    assert step.seconds == 10.0
 
 
 def test_a_trace_gives_rate_and_idle_time() -> None:

@@ -16,12 +16,13 @@ from parallel.architecture.spec import Role
 from parallel.errors import (
     ConfigError,
 )
+from parallel.hardware.overheads import Overheads
 from parallel.layout.degrees import Degrees
 from parallel.layout.layout import Layout
 from parallel.planner.communication import Collective, step_collectives
 from parallel.planner.formats import Formats, choose_formats
 from parallel.planner.limits import Budget, EngineLimits, Workload
-from parallel.planner.memory import ESTIMATES, kv_bytes_per_token
+from parallel.planner.memory import ESTIMATES, kv_bytes_per_token, runtime_bytes
 from parallel.planner.plan import Plan
 from parallel.planner.room import Room
 from parallel.planner.search import Wanted
@@ -213,6 +214,32 @@ def test_communication_of_a_step() -> None:
     assert step.communication_bytes == calls * size + piece
     expected = calls * (2e-6 + size / 1e9) + (1e-6 + piece / 1e9)
     assert step.communication_seconds == pytest.approx(expected)
+
+
+def test_the_tokens_way_back_and_receiving() -> None:
+    """The leader's stage has its host work, a stage that receives what that takes; the way back is
+    a small message's."""
+    own = Overheads(step_seconds=0.25, sequence_seconds=0.5, way_seconds=2.0, logit_seconds=1e-6)
+    formats = choose_formats(BIG)
+    bare = StepModel(Layout.make(BIG, Degrees(pp=2)), toy_cluster(*2 * [toy_device()]), formats)
+    costly = StepModel(bare.layout, toy_cluster(*2 * [toy_device(overheads=own)]), formats)
+    before, after = (m.step(StepWork.decode(3, 30)) for m in (bare, costly))
+    gained = [b - a for a, b in zip(before.passage.busy, after.passage.busy, strict=True)]
+    assert gained == pytest.approx([1.75, 2.0 + 3 * 32003e-6])
+    reply = bare.cluster.collective_seconds("send", 3 * 64, (1, 0))
+    assert before.passage.back == after.passage.back == reply
+    assert after.seconds == pytest.approx(sum(after.passage.busy) + reply)
+    assert after.communication_seconds - before.communication_seconds == pytest.approx(2.0)
+    alone = StepModel(Layout.make(BIG, Degrees()), toy_cluster(toy_device(overheads=own)), formats)
+    assert alone.step(StepWork.decode(3, 30)).communication_seconds == 0.0
+
+
+def test_an_allocators_fragmentation_is_a_share_of_the_activations() -> None:
+    for share, beyond in ((0.0, 0), (0.1, 101), (0.25, 251), (2.0, 2002)):
+        device = toy_device(kind="cuda", runtime_bytes=7, fragmentation=share)
+        assert runtime_bytes(device, 1001) == 7 + beyond
+    assert runtime_bytes(toy_device(kind="cpu", runtime_bytes=7), 1001) == 7
+    assert toy_device(kind="cuda").fragmentation == 0.1
 
 
 def test_uneven_stages_and_the_bubble() -> None:

@@ -229,6 +229,7 @@ DEVICES: st.SearchStrategy[DeviceType] = st.builds(
     arithmetic=st.just({}) | st.just({"fp8": Arithmetic(0.5, 1e-9 * 0.25, scaling_seconds=2e-6)}),
     cache_bytes=st.integers(0, 1 << 40),
     runtime_bytes=st.integers(0, 1 << 40),
+    fragmentation=st.floats(0, 2),
     power_watts=st.none() | st.floats(0, 2000),
     dollars_per_hour=st.none() | st.floats(0, 100),
     threads=st.floats(0.1, 256),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -117,18 +118,18 @@ def fit_late(points: Sequence[JointPoint], overheads: Overheads) -> Overheads:
 
 
 def fit_ways(points: Sequence[WayPoint], overheads: Overheads) -> Overheads:
-    """`overheads` with what receiving costs a stage: a full pipeline takes
-
-    max(in flight · (slowest receiver + way), path + (stages - 1) · way)
-    """
+    """`overheads` with what receiving costs a stage, the median over the points: a full pipeline
+    takes max(in flight · (slowest receiver + way), path + (stages - 1) · way)."""
     if not points:
         return overheads
     found = [
-        min(p.seconds / p.in_flight - p.receiving_seconds, (p.seconds - p.path_seconds) / between)
+        min(
+            p.seconds / p.in_flight - p.receiving_seconds,
+            (p.seconds - p.path_seconds) / (p.stages - 1),
+        )
         for p in points
-        for between in (p.stages - 1,)
     ]
-    return replace(overheads, way_seconds=rounded(max(0.0, sum(found) / len(found)), 1e-6))
+    return replace(overheads, way_seconds=rounded(max(0.0, median(found)), 1e-6))
 
 
 def layer_error(points: Sequence[LayerPoint], overheads: Overheads) -> float:

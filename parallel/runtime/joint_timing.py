@@ -70,6 +70,7 @@ class _JointStage:
         layers = max(2, min(most_layers, -(-cold_bytes * ranks // geometry.layer_bytes)))
         self.plan = random_plan(geometry, layers, _VOCABULARY, Degrees(tp=ranks), cluster)
         self.mesh, self.device = mesh, mesh.device
+        self._begin = mesh.device.zeros((1, geometry.hidden), torch.bfloat16)
         self.worker = RandomWorker(self.plan, mesh.rank, mesh, mesh.device, Ledger())
         self.worker.load(lambda _: None)
 
@@ -88,6 +89,8 @@ class _JointStage:
 
     @torch.inference_mode()
     def _timed(self, run: Callable[[StepCase], None], case: StepCase) -> float:
+        """All begin together: who was woken late counts with a step, not with its layers."""
+        self.mesh.tp.all_reduce(self._begin, "ffn")
         self.device.synchronize()
         began = time.monotonic()
         run(case)

@@ -35,7 +35,7 @@ _CONTEXT = 32
 _BATCHES = (1, 4)
 """Sequences in each batch."""
 _LEAST_REPEATS, _MOST_REPEATS = 2, 5
-_ROUNDS = 9
+_ROUNDS = 5
 _LEAST_LAYERS, _MOST_LAYERS = 2, 8
 """Of a stage. It should take longer than a scheduler's time slice, as a real model's does."""
 _LAYERS_PER_SECOND = 16
@@ -57,7 +57,7 @@ class TimedWorker(RandomWorker):
 def measure_ways(
     job: RankJob, mesh: Mesh, peers: Peers, cluster: Cluster, budget_seconds: float
 ) -> list[WayPoint]:
-    """What the leader saw, one point for each size of a batch; empty on its followers and on a
+    """What the leader saw, some points for each size of a batch; empty on its followers and on a
     rank alone. `mesh` has all of the job's ranks as stages."""
     if mesh.pp.size == 1:
         return []
@@ -65,7 +65,8 @@ def measure_ways(
     pipeline = _Pipeline(job, mesh, cluster, layers)
     most = max(1, SEQUENCES // mesh.pp.size)
     sizes = sorted({min(size, most) for size in _BATCHES})
-    points = [pipeline.measure(size, peers, budget_seconds / len(sizes)) for size in sizes]
+    budget = budget_seconds / len(sizes)
+    points = [point for size in sizes for point in pipeline.measure(size, peers, budget)]
     return points if job.is_leader else []
 
 
@@ -78,26 +79,28 @@ class _Pipeline:
         self.worker = TimedWorker(self.plan, mesh.rank, mesh, mesh.device, Ledger())
         self.worker.load(lambda _: None)
 
-    def measure(self, size: int, peers: Peers, budget_seconds: float) -> WayPoint:
-        """Medians: a batch waits for the others' usual delays, not for their least."""
-        alone = peers.gather(median(self._rounds(peers, lambda: self._muted(size))))
-        sends = median(self._rounds(peers, lambda: self._sends(size)))
-        found: list[tuple[float, float, float]] = []
+    def measure(self, size: int, peers: Peers, budget_seconds: float) -> list[WayPoint]:
+        """One point each time: what it is compared with was measured just before, since a machine
+        that others use isn't as fast at all times."""
+        message = step_message(StepCase(size, _CONTEXT), self.plan)
+        found: list[WayPoint] = []
         began = time.monotonic()
         for repeat in range(_MOST_REPEATS):
             in_time = time.monotonic() - began < MOST_BUDGETS * budget_seconds
             if not peers.agree(repeat < _LEAST_REPEATS or in_time):
                 break
+            alone = peers.gather(median(self._rounds(lambda: self._muted(message))))
+            sends = median(self._rounds(lambda: self._sends(size)))
             peers.align()
-            found.append(self._served(size * self.mesh.pp.size))
-        seconds, in_flight, host = (median(column) for column in zip(*found, strict=True))
-        path = sum(alone) + host + sends
-        return WayPoint(self.mesh.pp.size, in_flight, seconds, max(alone[1:]), path)
+            seconds, in_flight, host = self._served(size * self.mesh.pp.size)
+            path = sum(alone) + host + sends
+            found.append(WayPoint(self.mesh.pp.size, in_flight, seconds, max(alone[1:]), path))
+        return found
 
-    def _rounds(self, peers: Peers, run: Callable[[], None]) -> list[float]:
+    def _rounds(self, run: Callable[[], None]) -> list[float]:
+        """One after the other, while the other ranks do the same."""
         found = []
         for _ in range(_ROUNDS):
-            peers.align()
             self.device.synchronize()
             began = time.monotonic()
             run()
@@ -105,12 +108,12 @@ class _Pipeline:
             found.append(time.monotonic() - began)
         return found
 
-    def _muted(self, size: int) -> None:
+    def _muted(self, message: StepMessage) -> None:
         """A decode of this stage alone."""
         self.worker.sequences.states.clear()
         self.mesh.pp.muted = self.mesh.tp.muted = True
         try:
-            self.worker.run(step_message(StepCase(size, _CONTEXT), self.plan))
+            self.worker.run(message)
         finally:
             self.mesh.pp.muted = self.mesh.tp.muted = False
             self.worker.sequences.states.clear()
