@@ -256,6 +256,24 @@ def test_uneven_stages_and_the_bubble() -> None:
     assert many.bubble == 1 / 8
 
 
+def test_a_prompt_is_in_one_batch() -> None:
+    """Four decodes and a prompt of 200 tokens, in two batches: the one with the prompt isn't
+    through before both stages have computed all of it; batches of 64 tokens share it."""
+    work = StepWork.decode(4, 400) + StepWork.prompt(200)
+    fullest = work.fullest(2, 512)
+    assert (fullest.tokens, fullest.sequences, fullest.rows, fullest.chunks) == (202, 3, 3, 1)
+    assert fullest.pairs == pytest.approx(work.pairs * 202 / 204)
+    assert work.fullest(2, 64).tokens == 64
+    device = toy_device(flops_per_second={"fp32": 1e9})
+    layout, formats = Layout.make(BIG, Degrees(pp=2)), choose_formats(BIG)
+    model = StepModel(layout, toy_cluster(device, device), formats)
+    whole, both = model.step(fullest), work + StepWork.prompt(200)
+    assert model.round_seconds(work, 2, 512) == whole.seconds
+    assert whole.seconds > 1.5 * 2 * model.step(work.part(2)).slowest_seconds
+    assert model.round_seconds(both, 2, 512) < model.round_seconds(work, 2, 512) * 1.3
+    assert model.round_seconds(work, 2, 64) < 0.9 * whole.seconds
+
+
 def test_replicas_on_unlike_devices_are_timed_apart() -> None:
     fast, slow = toy_device(4.0), toy_device(4.0, "slow", memory_bandwidth_bytes_per_second=5e9)
     mixed = toy_planner(cluster=toy_cluster(fast, slow)).plan(Degrees(dp=2), Wanted())

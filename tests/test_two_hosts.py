@@ -111,6 +111,8 @@ def test_the_plan_has_stages_on_the_hosts(planned: Json) -> None:
     assert [(p["tp"], p["pp"], p["dp"]) for p in (pp, tp)] == [(1, 2, 1), (2, 1, 1)]
     assert pp["decode"]["seconds"] < tp["decode"]["seconds"]
     assert pp["tokens_per_second"] > tp["tokens_per_second"]
+    # Hidden states go there, tokens come back.
+    assert pp["decode"]["communication_seconds"] > 2 * DELAY_MS / 1e3
     assert tp["decode"]["communication_seconds"] > 2 * LAYERS * 2 * DELAY_MS / 1e3
     assert planned["choice"].startswith("tp=1 pp=2 dp=1: ")
     assert "tp=2 pp=1 dp=1" in planned["choice"]

@@ -121,12 +121,15 @@ class StepModel:
     def round_seconds(self, work: StepWork, batches: int, batch_tokens: int | None = None) -> float:
         """Until every sequence of `work` has had its step, as up to `batches` in flight of at most
         `batch_tokens` (a long prompt may be in several). A full pipeline takes as long as its
-        slowest stage has for all batches, and none is through sooner than one batch is."""
-        count = min(batches, max(work.sequences, -(-work.tokens // (batch_tokens or work.tokens))))
+        slowest stage has for all batches, and none is through sooner than the one with most to
+        compute."""
+        most = batch_tokens or work.tokens
+        count = min(batches, max(work.sequences, -(-work.tokens // most)))
         if count <= 1:
             return self.step(work).seconds
         one = self.step(work.part(count))
-        return max(count * one.slowest_seconds, one.seconds)
+        fullest = self.step(work.fullest(count, most)) if work.chunks % count else one
+        return max(count * one.slowest_seconds, fullest.seconds)
 
 
 class _Stage:

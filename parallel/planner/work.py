@@ -45,6 +45,18 @@ class StepWork:
             -(-self.chunks // count),
         )
 
+    def fullest(self, count: int, most_tokens: int) -> StepWork:
+        """The one of `count` batches that has most of the prompts: a chunk isn't shared by them
+        unless it is longer than a batch may be. Attention is shared out by tokens."""
+        decodes = self.sequences - self.chunks
+        chunks, alone = -(-self.chunks // count), -(-decodes // count)
+        prompts = round((self.tokens - decodes) * chunks / self.chunks)
+        tokens = min(most_tokens, prompts + alone)
+        share = tokens / self.tokens
+        sequences = min(chunks + alone, tokens)
+        rows = min(self.rows, sequences)
+        return StepWork(tokens, sequences, rows, share * self.pairs, share * self.cached, chunks)
+
     def __add__(self, other: StepWork) -> StepWork:
         return StepWork(
             self.tokens + other.tokens,
