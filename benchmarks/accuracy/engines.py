@@ -23,9 +23,9 @@ FILE = Path(__file__).with_name("engines.yaml")
 class PeerEngine:
     """`step_tokens` a batch takes at most, `mixed` if prompts go beside decodes, `memory_share` of
     a device that it fills with weights and cache, `cache_bytes` of a cached element under fp8.
-    `reserve`: a request waits for room for all its tokens. That is TensorRT-LLM's default
-    (GUARANTEED_NO_EVICT); the numbers of the others were fitted under it as well, and blocks on
-    demand, as they have them, leave the median errors within 0.5 %."""
+    `reserve`: a request waits for room for all its tokens, TensorRT-LLM's default
+    (GUARANTEED_NO_EVICT) and SGLang's in effect; vLLM takes blocks on demand. `spread` of the
+    lengths in the engine's own load generator, evenly around those given."""
 
     costs: EngineCosts
     front: FrontCosts
