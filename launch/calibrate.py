@@ -14,7 +14,9 @@ if __package__ in (None, ""):
 
 from launch.entry import EXIT_DONE, EXIT_FAILED, run_command, under_torchrun
 from launch.planning import CLUSTERS
+from launch.provenance import provenance
 from launch.ranks import start_local_ranks
+from launch.run_folder import RunFolder
 from launch.schema import CalibrateCommand, DeviceKind
 from parallel.errors import ConfigError
 from parallel.hardware.fields import read_yaml
@@ -36,19 +38,25 @@ def main(settings: CalibrateCommand) -> int:
 
         return run_calibration(settings, output)
     counts = rank_counts(settings)
+    folder = RunFolder(settings).path()
     if len(counts) == 1 and settings.ranks is None:
-        return _start(counts[0], settings.budget_seconds, output)
+        return _start(counts[0], settings.budget_seconds, output, folder)
     from parallel.calibration.document import by_ranks_document, write_document
 
     documents = {}
-    with TemporaryDirectory(prefix="tessera-") as folder:
+    with TemporaryDirectory(prefix="tessera-") as scratch:
         for ranks in counts:
-            part = Path(folder) / f"{ranks}.yaml"
-            code = _start(ranks, settings.budget_seconds / len(counts), part)
+            part = Path(scratch) / f"{ranks}.yaml"
+            logs = None if folder is None else folder / f"ranks={ranks}"
+            code = _start(ranks, settings.budget_seconds / len(counts), part, logs)
             if code != EXIT_DONE:
                 return code
             documents[ranks] = read_yaml(part)
-    write_document(output, by_ranks_document(documents))
+            # Its command line is this process's own, not the user's.
+            del documents[ranks]["calibration"]["provenance"]
+    document = by_ranks_document(documents)
+    document["calibration"]["provenance"] = provenance(settings).to_json()
+    write_document(output, document)
     print(f"wrote {output}: plan with cluster={output}")
     return EXIT_DONE
 
@@ -97,9 +105,9 @@ def rank_counts(settings: CalibrateCommand) -> list[int]:
     return sorted({cores, *(1 << n for n in range(cores.bit_length()) if 1 << n <= cores)})
 
 
-def _start(ranks: int, budget_seconds: float, output: Path) -> int:
+def _start(ranks: int, budget_seconds: float, output: Path, folder: Path | None) -> int:
     more = [f"output='{output}'", f"budget_seconds={budget_seconds}", "ranks=null"]
-    return start_local_ranks(Path(__file__).resolve(), ranks, EXIT_FAILED, more)
+    return start_local_ranks(Path(__file__).resolve(), ranks, EXIT_FAILED, more, folder=folder)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from tqdm import tqdm
 from launch.entry import EXIT_DONE, is_first_rank
 from launch.failing import ending_at_failure
 from launch.planning import CLUSTERS
+from launch.provenance import provenance
+from launch.rank_log import rank_log
+from launch.run_folder import RunFolder
 from launch.running import local_threads, rank_numbers
 from launch.schema import CalibrateCommand, DeviceKind
 from launch.signals import on_termination
@@ -33,7 +36,10 @@ _MUCH_SPREAD = 0.5
 
 def run_calibration(settings: CalibrateCommand, output: Path) -> int:
     on_termination(_terminate)
-    with ending_at_failure():
+    folder = RunFolder(settings)
+    with rank_log() as log, ending_at_failure():
+        # Under torchrun the others never hear of rank 0's folder: they measure and leave.
+        log.open(folder.path() if folder.decided_here else None)
         _run(settings, output)
     return EXIT_DONE
 
@@ -68,6 +74,7 @@ def _run(settings: CalibrateCommand, output: Path) -> None:
         "seconds": round(time.monotonic() - began, 1),
         "spread": {key: round(value, 3) for key, value in measures[0]["spread"].items()},
         "errors": {key: round(value, 3) for key, value in errors.items()},
+        "provenance": provenance(settings).to_json(),
     }
     part = max(notes["spread"], key=lambda name: notes["spread"][name])
     if notes["spread"][part] > _MUCH_SPREAD:

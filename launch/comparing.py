@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from dataclasses import dataclass, replace
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import parallel
 from launch.entry import under_torchrun
 from launch.planning import search
 from launch.schema import MeasureCommand, SloKeys
@@ -93,20 +88,8 @@ def compare(
 
 def _environment(found: Json) -> Json:
     return {
-        "date": date.today().isoformat(),
         "device": found["device"],
         "axes": found["axes"],
         "cores": usable_cores(),
         "load_average_before": found["load_average"],
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "numpy")},
-        "tessera": parallel.__version__,
-        "command": " ".join(["launch/measure.py", *sys.argv[1:]]),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

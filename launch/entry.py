@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from launch.sweep import is_sweep, point_folder, read_points, run_point, sweep_code, with_folder
+from parallel.environment import check_environment
 from parallel.errors import ConfigError, RunError, TesseraError, UserError, did_you_mean
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -130,6 +131,7 @@ def run_command(
 
     arguments, sweep = sys.argv[1:], None
     try:
+        check_environment(os.environ)
         if is_sweep(arguments):
             arguments, sweep = with_folder(arguments, name)
         if under_torchrun() and sweep is not None:

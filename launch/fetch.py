@@ -4,6 +4,7 @@ Without `model=` the default one is downloaded and converted, once."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from parallel.conversion.resolve import resolve_model
+from parallel.environment import check_environment
 from parallel.errors import ConfigError, UserError, did_you_mean
 
 EXIT_DONE, EXIT_USER = 0, 2
@@ -18,6 +20,7 @@ EXIT_DONE, EXIT_USER = 0, 2
 
 def main(arguments: list[str]) -> int:
     try:
+        check_environment(os.environ)
         print(resolve_model(_model(arguments)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

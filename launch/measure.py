@@ -16,6 +16,8 @@ if __package__ in (None, ""):
 from launch.comparing import Baseline, choose_baseline, compare
 from launch.entry import EXIT_FAILED, is_first_rank, run_command
 from launch.measure_rank import check_workload, measure_on_rank
+from launch.provenance import provenance
+from launch.run_folder import REPORT, RunFolder
 from launch.running import start_or_join
 from launch.schema import BaselineChoice, MeasureCommand
 from launch.sweep import RESULT, point_folder
@@ -34,7 +36,7 @@ _RANK = Path(__file__).resolve().parent / "measure_rank.py"
 def main(settings: MeasureCommand) -> int:
     _check(settings)
     with tempfile.TemporaryDirectory(prefix="tessera-measure-") as scratch:
-        return _Measurement(settings, Path(scratch)).run()
+        return _Measurement(settings, Path(scratch), RunFolder(settings)).run()
 
 
 def _check(settings: MeasureCommand) -> None:
@@ -57,6 +59,7 @@ class _Measurement:
 
     settings: MeasureCommand
     scratch: Path
+    folder: RunFolder
 
     def run(self) -> int:
         code, plan = self._start(self.settings, "layout")
@@ -71,7 +74,7 @@ class _Measurement:
             if code:
                 return code
             baseline = replace(baseline, found=self._read("baseline"))
-        finish(self.settings, plan, found, baseline)
+        finish(self.settings, plan, found, baseline, self.folder)
         return 0
 
     def _as(self, baseline: Baseline) -> MeasureCommand:
@@ -104,6 +107,8 @@ class _Measurement:
             check,
             after_signal=EXIT_FAILED,
             more=(*overrides, f"output='{file}'", "page=null", "picture=null", "report=null"),
+            folder=self.folder,
+            within="" if name == "layout" else name,
         )
         return code, plans[0] if plans else None
 
@@ -114,27 +119,38 @@ class _Measurement:
             baseline = None
             if settings.baseline is BaselineChoice.auto:
                 baseline = choose_baseline(settings, plan)
-            finish(settings, plan, found, baseline)
+            finish(settings, plan, found, baseline, self.folder)
 
-        return measure_on_rank(settings, directory, plan, done)
+        return measure_on_rank(settings, directory, plan, done, self.folder)
 
     def _read(self, name: str) -> Json:
         found: Json = json.loads((self.scratch / f"{name}.json").read_text())
         return found
 
 
-def finish(settings: MeasureCommand, plan: Plan, found: Json, baseline: Baseline | None) -> None:
+def finish(
+    settings: MeasureCommand,
+    plan: Plan,
+    found: Json,
+    baseline: Baseline | None,
+    folder: RunFolder,
+) -> None:
     """Shows and writes what was found."""
-    body = compare(settings, plan, found, baseline).to_json()
+    origin = {"provenance": provenance(settings, plan.cluster).to_json()}
+    body = {**compare(settings, plan, found, baseline).to_json(), **origin}
+    report = {**found["report"], **origin}
     if is_first_rank():
         trade_off_tables(body, make_console())
         sys.stdout.flush()
     if settings.report is not None:
-        Path(settings.report).write_text(json.dumps(found["report"], indent=2) + "\n")
-    point = point_folder()
-    files = [settings.output, None if point is None else point / RESULT]
-    for file in (f for f in files if f is not None):
-        Path(file).write_text(json.dumps(body, indent=2) + "\n")
+        Path(settings.report).write_text(json.dumps(report, indent=2) + "\n")
+    folder.write(REPORT, report)
+    places = {place for place in (folder.path(), point_folder()) if place is not None}
+    files = [place / RESULT for place in places]
+    if settings.output is not None:
+        files.append(Path(settings.output))
+    for file in files:
+        file.write_text(json.dumps(body, indent=2) + "\n")
     if settings.page is not None:
         write_trade_off_page(body, Path(settings.page))
     if settings.picture is not None:

@@ -16,6 +16,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch.entry import EXIT_FAILED, is_first_rank, run_command
+from launch.run_folder import RunFolder
 from launch.running import start_or_join
 from launch.schema import MeasureCommand
 from parallel.errors import ConfigError
@@ -58,7 +59,11 @@ def check_workload(plan: Plan) -> None:
 
 
 def measure_on_rank(
-    settings: MeasureCommand, directory: Path, plan: Plan, done: Callable[[Json], None]
+    settings: MeasureCommand,
+    directory: Path,
+    plan: Plan,
+    done: Callable[[Json], None],
+    folder: RunFolder | None = None,
 ) -> int:
     """`done` gets what was found, on rank 0 alone."""
     # Here torch comes in: the process that only plans and starts ranks does without.
@@ -79,7 +84,7 @@ def measure_on_rank(
             where = {"axes": job.mesh.describe(), "device": job.device.name}
             done({**found, **where, "load_average": load})
 
-    return run_rank(settings, directory, plan, Host, work, RecordingWorker)
+    return run_rank(settings, directory, plan, Host, work, RecordingWorker, folder)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if __package__ in (None, ""):
 
 from launch.entry import EXIT_DONE, EXIT_USER, fail, run_command
 from launch.planning import model_spec, search
+from launch.provenance import provenance
 from launch.schema import PlanCommand, PlanOutput
 from parallel.errors import TesseraError
 
@@ -21,6 +22,8 @@ def main(settings: PlanCommand) -> int:
     _check(page, picture)
     outcome = search(settings, model_spec(settings), None)
     body = outcome.to_json()
+    cluster = outcome.plans[0].cluster if outcome.plans else None
+    body["provenance"] = provenance(settings, cluster).to_json()
     if settings.output is PlanOutput.json:
         print(json.dumps(body, indent=2))
     else:

@@ -13,6 +13,9 @@ from typing import Any
 
 from launch.entry import is_first_rank
 from launch.failing import ending_at_failure
+from launch.provenance import provenance
+from launch.rank_log import rank_log
+from launch.run_folder import REPORT, RunFolder
 from launch.running import (
     capturing_bar,
     loading_bar,
@@ -76,9 +79,11 @@ def run_rank(
     make_host: Callable[[], Host],
     work: Work | None = None,
     make_worker: type[Worker] = Worker,
+    folder: RunFolder | None = None,
 ) -> int:
     """`make_host` is called on rank 0 alone, before anything is loaded; `work` on every rank when
-    all are loaded and warm (default: serve until told to stop, and report)."""
+    all are loaded and warm (default: serve until told to stop, and report). What is printed goes
+    into `folder` too."""
     host: Host | None = None
     joined = Event()
 
@@ -90,14 +95,18 @@ def run_rank(
             end_process("")
 
     on_termination(terminate)
+    folder = folder or RunFolder(settings)
     try:
-        with ending_at_failure():
+        with rank_log() as log, ending_at_failure():
+            if folder.decided_here:
+                log.open(folder.path())
             if is_first_rank():
                 show_plan(plan)
                 host = make_host()
             job = _start(settings, plan, host, joined, make_worker)
+            log.open(folder.agree(job.mesh.exchange))
             if work is None:
-                _serve(settings, directory, job, host)
+                _serve(settings, directory, job, host, folder)
             else:
                 work(job, host)
             if settings.trace is not None:
@@ -142,7 +151,9 @@ def _start(
     return job
 
 
-def _serve(settings: RunKeys, directory: Path, job: RankJob, host: Host | None) -> None:
+def _serve(
+    settings: RunKeys, directory: Path, job: RankJob, host: Host | None, folder: RunFolder
+) -> None:
     exchange = job.mesh.exchange
     if host is not None:
         (name, port), key = host.router()
@@ -154,7 +165,9 @@ def _serve(settings: RunKeys, directory: Path, job: RankJob, host: Host | None) 
     job.serve((name, port), bytes.fromhex(key_text), _facts(job.plan, settings, directory))
     report = job.report("final")
     if host is not None and report is not None:
-        host.report(report, settings.report)
+        whole = {**report, "provenance": provenance(settings, job.plan.cluster).to_json()}
+        folder.write(REPORT, whole)
+        host.report(whole, settings.report)
 
 
 def _write_trace(job: RankJob, file: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
+from launch.run_folder import told_to_ranks
 
 
 def start_local_ranks(
@@ -18,11 +19,12 @@ def start_local_ranks(
     after_signal: int,
     more: Sequence[str] = (),
     restarts: int = 0,
+    folder: Path | None = None,
 ) -> int:
     """Runs `script` with this process's arguments and `more` as `count` ranks, which
-    are all started anew when one fails, `restarts` times at most. Returns the exit
-    code: 0 when all ended well, 2 if a rank found a user's error, else 1; `after_signal` when a
-    signal ended the run."""
+    are all started anew when one fails, `restarts` times at most, and write their logs
+    into `folder`. Returns the exit code: 0 when all ended well, 2 if a rank found a user's error,
+    else 1; `after_signal` when a signal ended the run."""
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -35,7 +37,8 @@ def start_local_ranks(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Torch elastic would leave a folder of its own for each run.
-    with TemporaryDirectory(prefix="tessera-ranks-", ignore_cleanup_errors=True) as folder:
+    scratch = TemporaryDirectory(prefix="tessera-ranks-", ignore_cleanup_errors=True)
+    with told_to_ranks(folder), scratch as elastic_folder:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -45,7 +48,7 @@ def start_local_ranks(
             run_id=f"tessera-{os.getpid()}",
             max_restarts=restarts,
             monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=elastic_folder),
         )
         try:
             elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:], *more)

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.entry import is_first_rank, under_torchrun, world_size
 from launch.planning import decide, model_spec
 from launch.ranks import start_local_ranks
+from launch.run_folder import RunFolder
 from launch.schema import CalibrateCommand, RunKeys
 from parallel.conversion.resolve import resolve_model
 from parallel.errors import ConfigError
@@ -30,12 +31,14 @@ def start_or_join(
     after_signal: int,
     more: Sequence[str] = (),
     restarts: int = 0,
+    folder: RunFolder | None = None,
+    within: str = "",
 ) -> int:
     """Under torchrun: this process is a rank. Else: plans, then starts the ranks that it takes.
 
     `check` looks at the rest of the input; user errors come up before any rank is started.
     `after_signal` is the exit code of a run that SIGTERM or SIGINT ended; ranks are started with
-    this process's arguments and `more`."""
+    this process's arguments and `more`, and write their logs into `folder`, or `within` it."""
     check_run_keys(settings)
     if under_torchrun():
         directory = resolve_model(settings.model, progress=is_first_rank())
@@ -49,7 +52,9 @@ def start_or_join(
     check_formats(plan)
     check(directory, plan)
     ranks = plan.layout.degrees.world_size
-    return start_local_ranks(script, ranks, after_signal, more, restarts)
+    path = (folder or RunFolder(settings)).path()
+    logs = None if path is None else path / within
+    return start_local_ranks(script, ranks, after_signal, more, restarts, logs)
 
 
 def check_run_keys(settings: RunKeys) -> None:

@@ -138,6 +138,7 @@ class RunKeys(PlanKeys):
     report: str | None = None
     trace: str | None = None
     trace_steps: int = 16
+    run_folder: str | None = "auto"
 
 
 @dataclass
@@ -224,3 +225,4 @@ class CalibrateCommand:
     threads: int | None = None
     collectives: Collectives = Collectives.auto
     collective_timeout_seconds: float = 120.0
+    run_folder: str | None = "auto"

@@ -13,11 +13,10 @@ if __package__ in (None, ""):
 from launch.entry import EXIT_DONE, run_command
 from launch.running import start_or_join
 from launch.schema import ServeCommand
+from parallel.environment import API_KEY
 from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
 from parallel.text.tokenizer import Tokenizer
-
-KEY_VARIABLE = "TESSERA_API_KEY"
 
 
 def main(settings: ServeCommand) -> int:
@@ -41,7 +40,7 @@ def main(settings: ServeCommand) -> int:
 def api_key(settings: ServeCommand) -> str | None:
     """From the file, else from the environment; never from the command line."""
     if settings.api_key_file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        return os.environ.get(API_KEY) or None
     try:
         key = Path(settings.api_key_file).read_text().strip()
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from launch.provenance import provenance
 from launch.rank import Host, RouterAt, leave
 from launch.running import show_report
 from launch.schema import ServeCommand
@@ -38,6 +39,7 @@ class ServeHost(Host):
                 port=settings.port,
                 api_key=key,
                 drain_seconds=settings.drain_seconds,
+                provenance=provenance(settings, plan.cluster).to_json(),
             )
         )
         self._host, self._port = self._front.wait_listening()

@@ -51,12 +51,14 @@ def test_the_file_is_a_cluster_for_each_number_of_ranks(file: Path, ranks: int) 
 def test_the_file_says_how_it_came_about(file: Path) -> None:
     body = yaml.safe_load(file.read_text())
     assert set(body) == {"calibration", "by_ranks"}
-    assert {"date", "host", "processor", "system", "versions", "seconds"} == set(
+    assert {"date", "host", "processor", "system", "versions", "seconds", "provenance"} == set(
         body["calibration"]
     )
+    came_from = body["calibration"]["provenance"]
+    assert came_from["config"]["ranks"] == [2, 1] and "ranks=[2,1]" in came_from["command"]
     for ranks, entry in body["by_ranks"].items():
         notes = entry["calibration"]
-        assert notes["ranks"] == ranks
+        assert notes["ranks"] == ranks and "provenance" not in notes
         assert {"memory", "products", "logits"} <= set(notes["spread"])
         assert {"products", "layers"} <= set(notes["errors"])
     assert "node gloo" in body["by_ranks"][2]["calibration"]["errors"]
@@ -65,8 +67,14 @@ def test_the_file_says_how_it_came_about(file: Path) -> None:
 def test_plans_are_made_with_it(file: Path) -> None:
     done = run("plan", f"cluster={file}", "output=json", "memory_gib=2")
     assert done.returncode == 0, done.stderr
-    plans = json.loads(done.stdout)["plans"]
+    body = json.loads(done.stdout)
+    plans, came_from = body["plans"], body["provenance"]
     assert {p["world_size"] for p in plans} == {1, 2} and {p["cluster"] for p in plans} == {"here"}
+    written = yaml.safe_load(file.read_text())
+    used = came_from["calibration"]
+    assert used["file"] == str(file) and used["ranks"] == plans[0]["world_size"]
+    assert used["date"] == written["calibration"]["date"]
+    assert used["spread"] == written["by_ranks"][used["ranks"]]["calibration"]["spread"]
     done = run("plan", f"cluster={file}", "tp=3", "memory_gib=2")
     assert done.returncode == 2 and "describes 1, 2 ranks" in done.stderr
 

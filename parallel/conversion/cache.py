@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parallel.conversion.progress import say
+from parallel.environment import CACHE
 from parallel.errors import CheckpointError
 
 STAMP = "conversion.json"
@@ -18,7 +19,7 @@ STAMP = "conversion.json"
 
 def cache_directory() -> Path:
     """`$TESSERA_CACHE`, else `$XDG_CACHE_HOME/tessera`, else `~/.cache/tessera`."""
-    own = os.environ.get("TESSERA_CACHE")
+    own = os.environ.get(CACHE)
     if own:
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")

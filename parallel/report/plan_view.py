@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from parallel.report.provenance import provenance_facts
 from parallel.report.render import ranges
 from parallel.report.report import PHASES, layout_name
 from parallel.report.view import (
@@ -35,7 +36,7 @@ def plan_view(body: Json) -> View:
         reasons=[choice] if choice else [],
         headlines=_plan_headlines(best),
         tables=[_layouts(plans), _phases(best), _memory_table(best), *tables],
-        facts=plan_facts(best),
+        facts=[*plan_facts(best), *provenance_facts(body)],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from parallel.report.plan_view import plan_facts
+from parallel.report.provenance import provenance_facts
 from parallel.report.render import ranges
 from parallel.report.report import layout_name
 from parallel.report.view import (
@@ -52,7 +53,7 @@ def trade_off_view(body: Json) -> View:
         reasons=verdict["reasons"],
         headlines=_trade_off_headlines(body),
         tables=tables,
-        facts=[*plan_facts(plan), *_run_facts(body)],
+        facts=[*plan_facts(plan), *_run_facts(body), *provenance_facts(body)],
     )
 
 

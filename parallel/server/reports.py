@@ -22,7 +22,11 @@ def report_routes(service: Service) -> APIRouter:
 
     @routes.get("/v1/parallel/report", response_model=None)
     async def report() -> Json:
-        return {**merge_reports(await service.reports()), "restart": service.restart}
+        return {
+            **merge_reports(await service.reports()),
+            "restart": service.restart,
+            "provenance": service.settings.provenance,
+        }
 
     return routes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from parallel.units import MIB
 
@@ -11,7 +12,7 @@ from parallel.units import MIB
 @dataclass(frozen=True)
 class FrontSettings:
     """`router_key` is the hexadecimal key that the leaders use too, `router_host` the address of
-    this host that they can reach. Port 0 takes a free one."""
+    this host that they can reach. Port 0 takes a free one. `provenance` goes into reports."""
 
     model_directory: str
     model_name: str
@@ -25,6 +26,7 @@ class FrontSettings:
     drain_seconds: float = 20.0
     health_seconds: float = 10.0
     report_seconds: float = 60.0
+    provenance: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
