@@ -20,11 +20,10 @@ _RANK_VARIABLES = (
 
 
 def environment(**values: str) -> dict[str, str]:
-    """This environment with the interpreter's folder on PATH, as in an activated one; runs make no
-    folders unless told where."""
+    """This environment with the interpreter's folder on PATH, as in an activated one."""
     kept = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return {**kept, "PATH": path, "TESSERA_OUTPUTS": "", **values}
+    return {**kept, "PATH": path, **values}
 
 
 def command(launcher: str, *arguments: str, torchrun: int | None = None) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.rank_pool import RankPool
+
+# Runs that tests start make no folders in the tree.
+os.environ.setdefault("TESSERA_OUTPUTS", "")
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This machine, one rank after two, measured in as little time as can be."""
     path = tmp_path_factory.mktemp("calibrated") / "here.yaml"
     quick = ("budget_seconds=0.1", "device=cpu", "threads=1")
-    done = run("calibrate", f"output={path}", "ranks=[2,1]", *quick)
+    folder = path.parent / "run"
+    done = run("calibrate", f"output={path}", "ranks=[2,1]", f"run_folder={folder}", *quick)
     assert done.returncode == 0, done.stderr
+    logs = {"ranks=1/rank0.log", "ranks=2/rank0.log", "ranks=2/rank1.log"}
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*.*")} == {"config.yaml", *logs}
     for part in PARTS:
         assert f"calibrating 2 ranks: {part}" in done.stderr
     assert f"cluster={path}" in done.stdout

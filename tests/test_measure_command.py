@@ -7,6 +7,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import hydra
 import pytest
 
 from launch.schema import MeasureCommand
@@ -44,7 +45,7 @@ def measured(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """Two ranks against one, with every file that can be written."""
     folder = tmp_path_factory.mktemp("measured")
     files = [f"{key}={folder / name}" for key, name in FILES.items()]
-    done = measure(model, "tp=2", *files)
+    done = measure(model, "tp=2", f"run_folder={folder / 'run'}", *files)
     assert done.returncode == 0, done.stderr
     return {
         "body": json.loads((folder / "out.json").read_text()),
@@ -145,11 +146,23 @@ def test_the_speed_up_is_that_of_the_two_sides(measured: dict[str, Any]) -> None
 
 def test_the_files_are_there(measured: dict[str, Any]) -> None:
     folder, body = measured["folder"], measured["body"]
-    assert body["layout"]["report"] == measured["report"]
-    assert body["verdict"]["decision"].capitalize().replace("'", "&#39;") in (
-        folder / "page.html"
-    ).read_text(encoding="utf-8")
+    assert measured["report"] == {**body["layout"]["report"], "provenance": body["provenance"]}
+    assert body["provenance"]["config"]["repeats"] == REPEATS
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert body["verdict"]["decision"].capitalize().replace("'", "&#39;") in page
+    assert body["provenance"]["date"] in page and f"hydra {hydra.__version__}" in page
     assert (folder / "picture.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_the_run_s_folder_has_both_layouts_logs(measured: dict[str, Any]) -> None:
+    run = measured["folder"] / "run"
+    assert {str(p.relative_to(run)) for p in run.rglob("*.*")} == {
+        *("config.yaml", "report.json", "result.json"),
+        *("rank0.log", "rank1.log", "baseline/rank0.log"),
+    }
+    assert json.loads((run / "result.json").read_text()) == measured["body"]
+    assert json.loads((run / "report.json").read_text()) == measured["report"]
+    assert all("ended well" in log.read_text() for log in run.rglob("*.log"))
 
 
 def test_the_contract_names_every_field(measured: dict[str, Any]) -> None:
@@ -158,15 +171,17 @@ def test_the_contract_names_every_field(measured: dict[str, Any]) -> None:
             return set(value).union(*map(keys, value.values()))
         return set().union(*map(keys, value)) if isinstance(value, list) else set()
 
-    assert not {
-        k for k in keys(measured["body"]) if f'"{k}"' not in CONTRACT and f"`{k}`" not in CONTRACT
-    }
+    body = {**measured["body"], "provenance": None}
+    assert not {k for k in keys(body) if f'"{k}"' not in CONTRACT and f"`{k}`" not in CONTRACT}
 
 
 def test_under_torchrun_the_baseline_is_predicted(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    done = measure(model, "+pp=2", f"output={out}", torchrun=2)
+    run = f"run_folder={tmp_path / 'run'}"
+    done = measure(model, "+pp=2", f"output={out}", run, torchrun=2)
     assert done.returncode == 0, done.stderr
+    names = {"config.yaml", "report.json", "result.json", "rank0.log", "rank1.log"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == names
     body = json.loads(out.read_text())
     assert body["layout"]["plan"]["pp"] == 2 and body["baseline"]["report"] is None
     assert "predicted alone" in body["baseline_reason"]

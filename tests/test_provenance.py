@@ -258,6 +258,19 @@ def test_a_log_has_what_was_printed_before_it_had_a_place(
     assert terminal.getvalue() == "before\nafter\n\rprogressnot a rank's\n"
 
 
+def test_a_log_of_a_rank_that_ends_at_once_has_its_last_words(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from launch.rank_log import rank_log\n"
+        "with rank_log() as log:\n"
+        "    log.open(Path(sys.argv[1]))\n"
+        "    print('last words', file=sys.stderr)\n"
+        "    os._exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment())
+    text = (tmp_path / "rank0.log").read_text()
+    assert done.returncode == 7 and text.endswith("last words\n") and "ended well" not in text
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3", tmp_path_factory.mktemp("models"))

@@ -228,6 +228,7 @@ def test_plan_and_report_over_http(server: Server) -> None:
             figures = rank["memory_bytes"][cause]
             assert figures["predicted"] == figures["measured"]
     assert {row["rank"] for row in report["collectives"]} == {0, 1}
+    assert report["provenance"]["config"]["tp"] == 2 == plan["tp"]
     assert httpx.get(f"{server.address}/health").status_code == 200
     assert httpx.get(f"{server.address}/ready").status_code == 200
 
