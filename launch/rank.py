@@ -105,6 +105,7 @@ def run_rank(
                 host = make_host()
             job = _start(settings, plan, host, joined, make_worker)
             log.open(folder.agree(job.mesh.exchange))
+            log.stamp(f"loaded and warm on {job.device.name}")
             if work is None:
                 _serve(settings, directory, job, host, folder)
             else:

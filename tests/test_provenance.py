@@ -300,7 +300,7 @@ def test_a_run_has_one_folder_for_all_its_ranks(
     names = {"config.yaml", "report.json", "rank0.log", "rank1.log"}
     assert {p.name for p in folder.iterdir()} == names
     logs = [(folder / f"rank{rank}.log").read_text() for rank in (0, 1)]
-    assert all("ended well" in log for log in logs)
+    assert all("loaded and warm on cpu" in log and "ended well" in log for log in logs)
     for line in done.stdout.splitlines():
         assert line in logs[0]
     report = json.loads((folder / "report.json").read_text())

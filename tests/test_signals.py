@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,9 @@ def test_a_signal_ends_a_rank_that_no_lifeline_could_end(
     monkeypatch.setattr(launch_rank, "end_process", ended.append)
 
     class Job:
+        mesh = SimpleNamespace(exchange=SimpleNamespace(get=lambda key: None))
+        device = SimpleNamespace(name="cpu")
+
         def close(self) -> None:
             ended.append("closed")
 
