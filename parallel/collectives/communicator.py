@@ -92,7 +92,10 @@ class Communicator:
     def all_reduce(self, x: torch.Tensor, layer: str) -> torch.Tensor:
         """Sums `x` over the axis in place, and returns it."""
         if self.size > 1 and not self.muted:
-            ops.all_reduce_(x, self._handle, layer)
+            if ops.is_watched(x):
+                ops.all_reduce_(x, self._handle, layer)
+            else:
+                self.run_all_reduce(x, layer)
         return x
 
     def all_gather(self, x: torch.Tensor, sizes: Sequence[int], layer: str) -> torch.Tensor:

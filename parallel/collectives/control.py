@@ -5,6 +5,8 @@ Never inside a collective: a rank without work neither burns a core nor runs int
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 from parallel.collectives import links
@@ -13,6 +15,10 @@ from parallel.errors import RankDied
 from parallel.requests.wire import Channel, PeerLost
 
 Message = dict[str, Any]
+
+_EAGER_SECONDS = 0.001
+"""The next step mostly follows within it: who sleeps meanwhile is woken late, and the others wait
+for it in their first collective."""
 
 
 class ControlChannel:
@@ -34,8 +40,12 @@ class ControlChannel:
                 raise RankDied(f"rank {rank} is gone: its control channel is closed") from None
 
     def receive(self) -> Message:
-        """Others: the leader's next message, however long it takes."""
+        """Others: the leader's next message, however long it takes; at first without sleeping, but
+        for those who want the core."""
         (leader, peer), *_ = self.peers.items()
+        until = time.monotonic() + _EAGER_SECONDS
+        while not self.has_reply(leader, 0.0) and time.monotonic() < until:
+            os.sched_yield()
         return self._read(leader, peer)
 
     def reply(self, message: Message) -> None:
@@ -47,7 +57,7 @@ class ControlChannel:
         return self._read(rank, self.peers[rank])
 
     def has_reply(self, rank: int, timeout_seconds: float) -> bool:
-        """Leader: whether `reply_of` wouldn't wait, or within so many seconds wouldn't."""
+        """Whether a message of a rank is there, or is within so many seconds."""
         try:
             return self.peers[rank].poll(timeout_seconds)
         except PeerLost:

@@ -11,6 +11,8 @@ from itertools import count
 from typing import Protocol
 
 import torch
+from torch._C import _len_torch_dispatch_stack
+from torch._C._autograd import _profiler_enabled
 from torch.fx.node import has_side_effect
 
 
@@ -52,6 +54,17 @@ def register(communicator: Runner) -> int:
 
 def forget(handle: int) -> None:
     _communicators.pop(handle, None)
+
+
+def is_watched(x: torch.Tensor) -> bool:
+    """Whether anyone sees operators: a compiler, a profiler, a mode, a tensor that isn't plain. For
+    nobody the way through the dispatcher costs as much as a small all-reduce does."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) is not torch.Tensor
+        or _len_torch_dispatch_stack() > 0
+        or _profiler_enabled()
+    )
 
 
 def _all_reduce(x: torch.Tensor, communicator: int, layer: str) -> None:
