@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,6 +50,16 @@ class Stack:
         self.openai = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key=self.settings.api_key or "none", max_retries=0
         )
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """One test's use of it: nothing is left of the one before, nor for the next."""
+        self.engine.submitted.clear()
+        self.engine.cancelled.clear()
+        yield
+        self.engine.refusal = None
+        self.engine.release()
+        self.engine.wait_for(lambda: self.engine.running == 0)
 
     def __enter__(self) -> Stack:
         return self
