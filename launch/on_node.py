@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
-        return failed_code(failure.exitcode for failure in error.failures.values())
+        return failed_code(error.failures)
     except SignalException:
         return EXIT_DONE
     return EXIT_DONE

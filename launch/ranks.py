@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from launch.entry import EXIT_DONE, EXIT_FAILED, EXIT_USER
 from launch.run_folder import told_to_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+_KILLED = {-s for s in signal.Signals if s is not signal.SIGTERM}
+"""Exit codes of processes that a signal ended, but for the one that ends a whole job."""
 
 
 def start_local_ranks(
@@ -53,12 +62,22 @@ def start_local_ranks(
         try:
             elastic_launch(config, sys.executable)("-u", str(script), *sys.argv[1:], *more)
         except ChildFailedError as error:
-            return failed_code(failure.exitcode for failure in error.failures.values())
+            return failed_code(error.failures)
         except SignalException:
             return after_signal
     return EXIT_DONE
 
 
-def failed_code(codes: Iterable[int]) -> int:
-    """2 if a rank found a user's error, else 1."""
+def failed_code(failures: Mapping[int, ProcessFailure]) -> int:
+    """2 if a rank found a user's error, else 1. Rank 0 names others that are killed; when it is
+    the one, it is named here: others may be ended before they say it."""
+    first = failures.get(0)
+    if first is not None and first.exitcode in _KILLED:
+        name = first.signal_name()
+        print(
+            f"error: rank 0 (pid {first.pid} on {platform.node()}) died of {name}",
+            file=sys.stderr,
+            flush=True,
+        )
+    codes = {failure.exitcode for failure in failures.values()}
     return EXIT_USER if EXIT_USER in codes else EXIT_FAILED

@@ -200,13 +200,16 @@ def start_long_run(model: Path, tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_killed_rank_is_named_and_ends_the_job(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "words"), [(0, "died of SIGKILL"), (1, "died; ending the job")])
+def test_a_killed_rank_is_named_and_ends_the_job(
+    model: Path, tmp_path: Path, rank: int, words: str
+) -> None:
     process = start_long_run(model, tmp_path)
-    victim = children(process.pid)[1]
+    victim = children(process.pid)[rank]
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"rank 1 (pid {victim}" in errors and "died; ending the job" in errors
+    assert f"rank {rank} (pid {victim}" in errors and words in errors
     assert not (tmp_path / "out.jsonl").exists()
 
 
