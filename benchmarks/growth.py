@@ -156,6 +156,7 @@ def measure(run: Run, layout: str) -> Point:
             "engine.context_tokens": run.prompt_tokens + _OUTPUT_TOKENS,
             "repeats": 1,
             "baseline": "none",
+            "run_folder": "null",
             "output": output,
         }
         words = [*layout.split(","), *(f"{key}={value}" for key, value in keys.items())]

@@ -65,6 +65,7 @@ def measure(workload: Workload, tp: int, pp: int, options: argparse.Namespace) -
             *(f"workload.input_tokens={workload.prompt}", "baseline=none", "repeats=2"),
             *(f"workload.output_tokens={options.tokens}", f"output={file}"),
             *("engine.context_tokens=2048", f"memory_gib={options.memory_gib}"),
+            "run_folder=null",
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

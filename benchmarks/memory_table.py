@@ -93,7 +93,7 @@ def _measure(model: Path, tp: int) -> Row:
     with tempfile.TemporaryDirectory(prefix="tessera-memory-") as scratch:
         file = Path(scratch) / "out.json"
         command = [sys.executable, "launch/measure.py", f"model='{model}'", f"tp={tp}"]
-        command += [*_WORKLOAD, f"output='{file}'"]
+        command += [*_WORKLOAD, "run_folder=null", f"output='{file}'"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr.strip())

@@ -110,6 +110,7 @@ def _run(model: Path, batch: int, stages: int) -> Run:
             "tp": 1,
             "pp": stages,
             "threads": 1,
+            "run_folder": "null",
             "input": prompts,
             "output": Path(scratch, "output.jsonl"),
             "trace": trace,

@@ -90,7 +90,7 @@ class _Both:
 @contextmanager
 def rank_log() -> Iterator[RankLog]:
     log = RankLog()
-    rank, world = (os.environ.get(name, default) for name, default in _PLACE)
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     log.stamp(f"rank {rank} of {world} on {platform.node()}, process {os.getpid()}")
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Both(stream, log)) for stream in before)
@@ -100,6 +100,3 @@ def rank_log() -> Iterator[RankLog]:
     finally:
         sys.stdout, sys.stderr = before
         log.close()
-
-
-_PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"))

@@ -120,6 +120,7 @@ def start_ours(system: System, model: Path, port: int, keys: Mapping[str, object
         "pp": system.pp,
         "dp": system.dp,
         "threads": system.threads,
+        "run_folder": "null",
         "port": port,
         "memory_gib": 2.5 if system.ranks == 1 else 1.5,
     }
