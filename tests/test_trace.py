@@ -157,8 +157,9 @@ def test_memory_is_counted_in_trace_and_report(answers: list[Json], events: list
         assert [row["seconds"] for row in own] == sorted(row["seconds"] for row in own)
         assert own[0]["activations"] is None and own[1]["activations"] > 0
         counters = [e for e in events if e["ph"] == "C" and e["pid"] == rank]
-        assert counters[0]["args"]["weights"] == own[1]["weights"] > 0
-        assert counters[0]["args"]["resident"] == own[1]["resident"] > own[1]["weights"]
+        # Its first one may be of an event before: others may begin while a rank still warms up.
+        assert counters[-1]["args"]["weights"] == own[1]["weights"] > 0
+        assert counters[-1]["args"]["resident"] == own[1]["resident"] > own[1]["weights"]
 
 
 def test_the_instruments_say_what_they_cost(answers: list[Json]) -> None:

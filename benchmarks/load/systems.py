@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.load.client import MODEL
+from parallel.environment import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
@@ -120,13 +121,13 @@ def start_ours(system: System, model: Path, port: int, keys: Mapping[str, object
         "pp": system.pp,
         "dp": system.dp,
         "threads": system.threads,
-        "run_folder": "null",
         "port": port,
         "memory_gib": 2.5 if system.ranks == 1 else 1.5,
     }
     words = (f"{key}={value}" for key, value in {**given, **keys}.items())
     command = [sys.executable, "launch/serve.py", *words]
-    return Start(command, {**_common(system), "PATH": _path(Path(sys.executable).parent)})
+    variables = {"PATH": _path(Path(sys.executable).parent), OUTPUTS: ""}
+    return Start(command, {**_common(system), **variables})
 
 
 def _vllm(system: System, model: Path, python: Path, port: int) -> Start:
