@@ -20,7 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from launch.sweep import is_sweep, point_folder, read_points, run_point, sweep_code, with_folder
+from launch.sweep import point_folder, read_points, sweep_code
+from launch.sweep_arguments import is_sweep, let_points_import, refuse_ranks, sweep_arguments
+from launch.sweep_point import run_point
 from parallel.environment import check_environment
 from parallel.errors import ConfigError, RunError, TesseraError, UserError, did_you_mean
 
@@ -57,7 +59,7 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
             "value that holds '=', ',' or brackets once more: key=\"'value'\""
         ) from None
     key = override.key_or_group
-    if key.split(".")[0] == "hydra":
+    if key.split(".")[0].split("/")[0] == "hydra":
         return argument
     value = None if override.is_sweep_override() else override.value()
     within = [f"{key}.{k}" for k in value] if isinstance(value, dict) else []
@@ -115,42 +117,75 @@ def run_command(
     """Runs `task` with the settings of `configs/<name>.yaml` and the command line, and exits:
     0 done, 1 a run that failed, 2 a user's error (Hydra's own included). A sweep's points end in
     its folder; `compare` shows them in the end."""
+    try:
+        check_environment(os.environ)
+        if not is_sweep(sys.argv[1:]):
+            code = _run_once(name, schema, task)
+        elif under_torchrun():
+            refuse_ranks(name, sys.argv[1:])
+        else:
+            code = _run_sweep(name, schema, task, compare)
+    except TesseraError as error:
+        code = fail(error)
+    sys.exit(code)
+
+
+def _run_once(name: str, schema: type[Settings], task: Callable[[Settings], int | None]) -> int:
     codes: list[int] = []
     started: list[bool] = []
 
     def job(config: DictConfig) -> None:
         started.append(True)
-        folder = point_folder()
         try:
-            if folder is not None:
-                codes.append(run_point(folder, lambda: task(to_settings(config, schema)) or 0))
-            else:
-                codes.append(task(to_settings(config, schema)) or EXIT_DONE)
+            codes.append(task(to_settings(config, schema)) or EXIT_DONE)
         except TesseraError as error:
             codes.append(fail(error))
 
-    arguments, sweep = sys.argv[1:], None
+    sys.argv[1:] = checked_arguments(sys.argv[1:], schema)
+    left = _compose_and_run(name, job)
+    if codes or not left:
+        return codes[0] if codes else EXIT_DONE
+    # Hydra itself refuses before the task starts.
+    return EXIT_FAILED if started else EXIT_USER
+
+
+def _run_sweep(
+    name: str,
+    schema: type[Settings],
+    task: Callable[[Settings], int | None],
+    compare: Callable[[Path], None] | None,
+) -> int:
+    """What became of its points is in their files, wherever they ran."""
+    # Single runs, plans above all, begin sooner without.
+    from launch.sweep_watch import watching
+
+    table = compare is not None and sys.stdout.isatty()
+
+    def job(config: DictConfig) -> None:
+        folder = point_folder()
+        assert folder is not None
+        run_point(folder, lambda: task(to_settings(config, schema)) or EXIT_DONE, table)
+
+    arguments, folder = sweep_arguments(sys.argv[1:], name)
+    sys.argv[1:] = checked_arguments(arguments, schema)
+    let_points_import(CONFIGS.parent)
+    with watching(folder, table):
+        left = _compose_and_run(name, job)
+    points = read_points(folder)
+    if not points:
+        return EXIT_USER if left else EXIT_DONE
+    if compare is not None:
+        compare(folder)
+    return max(EXIT_FAILED if left else EXIT_DONE, sweep_code(points))
+
+
+def _compose_and_run(name: str, job: Callable[[DictConfig], None]) -> bool:
+    """Whether Hydra left with an error, which it has shown then."""
     try:
-        check_environment(os.environ)
-        if is_sweep(arguments):
-            arguments, sweep = with_folder(arguments, name)
-        if under_torchrun() and sweep is not None:
-            raise ConfigError(
-                "a sweep (-m) can't run under torchrun: every rank would start it; "
-                f"say `python launch/{name}.py -m …`, which starts the ranks of each point"
-            )
-        sys.argv[1:] = checked_arguments(arguments, schema)
         hydra.main(version_base=None, config_path=str(CONFIGS), config_name=name)(job)()
-    except TesseraError as error:
-        codes.append(fail(error))
     except SystemExit as leaving:
-        if leaving.code not in (0, None):
-            codes.append(EXIT_FAILED if started else EXIT_USER)
-    if sweep is not None and sweep.is_dir() and max(codes, default=EXIT_DONE) == EXIT_DONE:
-        if compare is not None:
-            compare(sweep)
-        codes.append(sweep_code(read_points(sweep)))
-    sys.exit(max(codes, default=EXIT_DONE))
+        return leaving.code not in (0, None)
+    return False
 
 
 def under_torchrun() -> bool:

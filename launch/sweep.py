@@ -1,20 +1,18 @@
 """A Hydra sweep (`-m`): a folder for its points, and what became of each.
 
-Every point has a folder with `point.json`: its overrides, and whether it was measured, refused
-(with the reason) or failed. A sweep that is started again in the same folder runs what is missing.
-Points may run in other processes or on other machines (Hydra's launchers): files are all that the
-sweep and its points share.
+Every point has a folder with `point.json`: its overrides, and whether it waits, runs, was measured,
+refused (with the reason) or failed. A sweep that is started again in the same folder runs what is
+missing. Points may run in other processes or on other machines (Hydra's launchers): files are all
+that the sweep and its points share.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import sys
-import time
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +20,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from parallel.errors import ConfigError, TesseraError, UserError
+from parallel.errors import ConfigError
 
 Json = dict[str, Any]
 POINT, RESULT = "point.json", "result.json"
+WAITING, RUNNING = "waiting", "running"
 MEASURED, REFUSED, FAILED = "measured", "refused", "failed"
-_SWEEP_FLAGS = {"-m", "--multirun"}
-_DIRECTORY = "hydra.sweep.dir="
+_UNFINISHED = {
+    WAITING: "the launcher never started it",
+    RUNNING: "the point began and never ended: was it killed?",
+}
 _NAME_LENGTH = 60
-
-
-def is_sweep(arguments: Sequence[str]) -> bool:
-    return bool(_SWEEP_FLAGS & set(arguments))
-
-
-def with_folder(arguments: list[str], name: str) -> tuple[list[str], Path]:
-    """The arguments with a folder for the sweep, given or by today's date and time, and points in
-    it named by their overrides."""
-    given = [a.lstrip("+").removeprefix(_DIRECTORY) for a in arguments if _DIRECTORY in a]
-    if given:
-        folder = Path(given[-1]).resolve()
-    else:
-        folder = Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-{name}-sweep").resolve()
-    kept = [a for a in arguments if _DIRECTORY not in a]
-    own = (f"{_DIRECTORY}'{folder}'", "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'")
-    return [*kept, *own], folder
 
 
 def point_name(overrides: Sequence[str]) -> str:
@@ -72,30 +56,27 @@ def point_folder() -> Path | None:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def run_point(folder: Path, run: Callable[[], int]) -> int:
-    """Runs a point that wasn't measured before and writes down what became of it: first that it
-    failed, which stays true of a point that is killed. Errors of one point are the sweep's result,
-    not its end."""
-    overrides = list(HydraConfig.get().overrides.task)
-    # Ranks are started with this process's arguments.
-    sys.argv[1:] = overrides
-    if _read(folder / POINT).get("state") == MEASURED and (folder / RESULT).exists():
-        print(f"{' '.join(overrides)}: measured before", flush=True)
-        return 0
-    _write(folder, overrides, FAILED, "the point began and never ended: was it killed?", 0.0)
-    began, state, reason, code = time.monotonic(), MEASURED, "", 0
-    try:
-        code = run()
-    except TesseraError as error:
-        state = REFUSED if isinstance(error, UserError) else FAILED
-        reason = str(error)
-    if code:
-        state, reason = FAILED, f"the run ended with {code}; its messages say why"
-    _write(folder, overrides, state, reason, time.monotonic() - began)
-    return 0
+def was_measured(folder: Path) -> bool:
+    return read_json(folder / POINT).get("state") == MEASURED and (folder / RESULT).exists()
 
 
-def _write(folder: Path, overrides: Sequence[str], state: str, reason: str, seconds: float) -> None:
+def expect_points(folder: Path, points: Sequence[Sequence[str]]) -> None:
+    """Writes down that these will run, unless they were measured before, and forgets others that
+    an earlier start expected in vain."""
+    names = {point_name(overrides) for overrides in points}
+    for place, point in current_points(folder):
+        if point["state"] == WAITING and place.name not in names:
+            (place / POINT).unlink()
+    for overrides in points:
+        place = folder / point_name(overrides)
+        if not was_measured(place):
+            write_point(place, overrides, WAITING)
+
+
+def write_point(
+    folder: Path, overrides: Sequence[str], state: str, reason: str = "", seconds: float = 0.0
+) -> None:
+    """At once: another process may read meanwhile."""
     point = {
         "overrides": list(overrides),
         "state": state,
@@ -103,15 +84,24 @@ def _write(folder: Path, overrides: Sequence[str], state: str, reason: str, seco
         "seconds": round(seconds, 3),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / POINT).write_text(json.dumps(point, indent=2) + "\n")
+    scratch = folder / f".{POINT}-{os.getpid()}"
+    scratch.write_text(json.dumps(point, indent=2) + "\n")
+    scratch.replace(folder / POINT)
+
+
+def current_points(folder: Path) -> list[tuple[Path, Json]]:
+    """Each point's folder and what is known of it at this moment, by their names."""
+    return [(file.parent, read_json(file)) for file in sorted(folder.glob(f"*/{POINT}"))]
 
 
 def read_points(folder: Path) -> list[Json]:
-    """What became of each point, with its `result` where it was measured; by its overrides."""
+    """What became of each point once all is over, with its `result` where it was measured. What
+    didn't end has failed."""
     points = []
-    for file in sorted(folder.glob(f"*/{POINT}")):
-        point = _read(file)
-        point["result"] = _read(file.parent / RESULT) if point["state"] == MEASURED else None
+    for place, point in current_points(folder):
+        if point["state"] in _UNFINISHED:
+            point |= {"reason": _UNFINISHED[point["state"]], "state": FAILED}
+        point["result"] = read_json(place / RESULT) if point["state"] == MEASURED else None
         points.append(point)
     return points
 
@@ -124,7 +114,8 @@ def sweep_code(points: Sequence[Json]) -> int:
     return 0 if MEASURED in states else 2
 
 
-def _read(file: Path) -> Json:
+def read_json(file: Path) -> Json:
+    """Empty where there is no such file."""
     if not file.exists():
         return {}
     try:

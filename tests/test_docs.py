@@ -128,7 +128,8 @@ def check_launcher(words: list[str], ranks: int | None) -> None:
         assert all(a.startswith("model=") for a in arguments)
     else:
         if arguments[:1] == ["-m"]:
-            arguments = [a.split(",")[0] for a in arguments[1:]]
+            own = (a for a in arguments[1:] if not a.lstrip("+").startswith("hydra"))
+            arguments = [a.split(",")[0] for a in own]
         settings = checked(SCHEMAS[name], arguments)
         if ranks is not None and name != "calibrate":
             assert prod(d or 1 for d in (settings.tp, settings.pp, settings.dp)) == ranks

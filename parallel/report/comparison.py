@@ -62,15 +62,15 @@ def compare_results(points: Sequence[Json]) -> Comparison:
     """`points` have `overrides`, `state`, `reason` and, where measured, a trade-off report's JSON
     as `result`."""
     results = [point["result"] for point in points if point["result"] is not None]
-    common = _common(points)
+    named = list(zip(point_names(points), points, strict=True))
     entries = [
-        _entry(_name(point["overrides"], common), point["result"])
-        for point in points
+        measured_entry(name, point["result"])
+        for name, point in named
         if point["result"] is not None
     ]
     left = [
-        Left(_name(point["overrides"], common), point["state"], point["reason"])
-        for point in points
+        Left(name, point["state"], point["reason"])
+        for name, point in named
         if point["result"] is None
     ]
     first = results[0] if results else None
@@ -81,6 +81,12 @@ def compare_results(points: Sequence[Json]) -> Comparison:
         entries=tuple(sorted(_marked(entries), key=lambda e: -e.tokens_per_second)),
         left=tuple(left),
     )
+
+
+def point_names(points: Sequence[Json]) -> list[str]:
+    """Of each point the overrides that tell it from the others, and its degrees."""
+    common = _common(points)
+    return [_name(point["overrides"], common) for point in points]
 
 
 def _common(points: Sequence[Json]) -> set[str]:
@@ -94,7 +100,8 @@ def _name(overrides: Sequence[str], common: set[str]) -> str:
     return " ".join(o.lstrip("+") for o in overrides if o not in common) or "as configured"
 
 
-def _entry(name: str, result: Json) -> Entry:
+def measured_entry(name: str, result: Json) -> Entry:
+    """The figures of a trade-off report's JSON, beside no others."""
     layout = result["layout"]
     plan, decode = layout["plan"], layout["phases"].get("decode")
     added = 0.0
