@@ -148,3 +148,30 @@ def test_what_only_passes_before_the_scheduler_sees_a_prompt_holds_up_nobody() -
 def test_lengths_stay_within_the_spread(request: int) -> None:
     inputs, outputs = Load(4, 1000, 500, 0.2).lengths(request)
     assert 900 <= inputs <= 1100 and 450 <= outputs <= 550
+
+
+@given(st.integers(1, 64), st.integers(1, 400))
+def test_each_repeated_prompt_is_new_once_in_all_rounds(clients: int, prompts: int) -> None:
+    load = Load(clients, 100, 10, rounds=40, prompts=prompts)
+    burst = [load.asked_before(r) for r in range(clients)]
+    later = [load.asked_before(r) for r in range(clients, 40 * clients)]
+    assert burst.count(False) == min(clients, prompts)
+    share = min(1.0, max(0.0, (prompts - clients) / (9 * clients)))
+    assert later.count(False) / len(later) == pytest.approx(share, abs=4 / len(later) + 0.02)
+
+
+@pytest.mark.parametrize(("cache_tokens", "kept"), [(1 << 16, 8), (4_000, 0)])
+def test_a_prompt_asked_before_is_computed_but_for_its_end(cache_tokens: int, kept: int) -> None:
+    """Where the cache holds all prompts that are repeated: 20 of 250 tokens don't fit in 4000."""
+    load = Load(4, 200, 50, spread=0.0, rounds=6, prompts=20)
+    rules = Rules(512, 4, cache_tokens, block_tokens=16)
+    computed = []
+
+    def watch(_: float, work: StepWork, count: int) -> None:
+        computed.append(work.tokens * count)
+
+    Simulation(load, rules, seconds, watch=watch).run()
+    found = sum(load.asked_before(r) for r in range(24))
+    assert found >= kept
+    spared = found * 192 if kept else 0
+    assert sum(computed) == 24 * (200 + 49) - spared

@@ -10,7 +10,6 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 _SMALL = 0.03
 """Errors below this share count by their square, larger ones by their size: outliers pull less."""
-_STEPS = 80
 _FARTHEST = 12.0
 
 
@@ -19,12 +18,15 @@ def minimise(
     measured: Sequence[float],
     start: Sequence[float],
     held: Sequence[float],
+    step: float = 1e-4,
+    rounds: int = 80,
 ) -> tuple[Array, float]:
     """Parameters near the least of Σ |ln predicted - ln measured|, and that cost per point.
 
     Levenberg-Marquardt over the logarithms, reweighted at each step: nothing becomes negative.
     `predict` gets parameters like `start` (above 0) and says one figure above 0 per point.
-    `held` says how firmly each parameter is held to its start: 1 weighs e-fold as half a point."""
+    `held` says how firmly each parameter is held to its start: 1 weighs e-fold as half a point.
+    `step` of the logarithms gives the slopes: a wide one sees through small jumps of `predict`."""
     first = np.log(np.asarray(start, dtype=float))
     prior = np.asarray(held, dtype=float)
     target = np.log(np.asarray(measured, dtype=float))
@@ -39,8 +41,8 @@ def minimise(
     z, damping = first.copy(), 1e-2
     r = residuals(z)
     best = cost(r, z)
-    for _ in range(_STEPS):
-        slopes = np.stack([(residuals(z + step) - r) / 1e-4 for step in 1e-4 * np.eye(len(z))], 1)
+    for _ in range(rounds):
+        slopes = np.stack([(residuals(z + move) - r) / step for move in step * np.eye(len(z))], 1)
         weighted = slopes.T / np.hypot(r, _SMALL)
         normal = weighted @ slopes + np.diag(prior)
         gradient = weighted @ r + prior * (z - first)

@@ -15,7 +15,8 @@ ones would march in step, and wait for each other as no real load does."""
 @dataclass(frozen=True)
 class Load:
     """`rounds` requests of each client, in the mean, are looked at; `rounds_of_mean` weigh the
-    first burst, in which all clients begin at once, against the steady state after it."""
+    first burst, in which all clients begin at once, against the steady state after it. `prompts`:
+    so many different ones are asked in turn, as some load generators do; 0: no two are alike."""
 
     concurrency: int
     input_tokens: int
@@ -23,6 +24,20 @@ class Load:
     spread: float = LENGTH_SPREAD
     rounds: float = 3
     rounds_of_mean: int = 10
+    prompts: int = 0
+
+    @property
+    def repeated_tokens(self) -> int:
+        """Of all different prompts and their answers, which an engine may keep."""
+        return self.prompts * (self.input_tokens + self.output_tokens)
+
+    def asked_before(self, request: int) -> bool:
+        """The requests after the burst stand for many rounds, in which all that is new is asked
+        once: so large a share of them is new."""
+        if request < self.concurrency or not self.prompts:
+            return 0 < self.prompts <= request
+        later = self.concurrency * (self.rounds_of_mean - 1)
+        return _halton(request + 1, 5) >= (self.prompts - self.concurrency) / later
 
     def times(
         self,

@@ -3,8 +3,9 @@
 The batches follow the rules of docs/scheduling.md, as the runtime's scheduler makes them (tests
 compare them batch by batch): first come first served, decodes first, prompts in chunks under the
 step's token budget, blocks of the cache as requests grow, the last that came preempted when none is
-left. Prompts have nothing in common here, and nothing is swapped out: what is lost is computed
-again. Steps in which nothing but contexts change are taken at once.
+left. Prompts have nothing in common here but those that a load repeats whole, and nothing is
+swapped out: what is lost is computed again. Steps in which nothing but contexts change are taken
+at once.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Simulation:
         self._computed: dict[int, int] = {}
         self._decoding = Decoding(rules.block_tokens)
         self._free = rules.cache_tokens // rules.block_tokens
+        self._reserved = 0
+        """Blocks that all running requests have in the end."""
         self._owed = 0
         """Blocks for known tokens of requests that decode from the next step on."""
         self._now, self._sent, self._done = 0.0, 0, 0
@@ -110,13 +113,26 @@ class Simulation:
                 return
             self._waiting.pop(0)
             insort(self._running, request)
-            self._computed[request] = 0
+            self._reserved += self._whole(request)
+            self._computed[request] = self._found(request)
+            self._free -= self.rules.needed(self._computed[request])
+
+    def _whole(self, request: int) -> int:
+        return self.rules.needed(sum(self._lengths[request]))
+
+    def _found(self, request: int) -> int:
+        """Tokens of a prompt that was asked before, if the cache holds all that are repeated; its
+        last block is computed again. They take room of their own here."""
+        load, rules = self.load, self.rules
+        if not load.asked_before(request) or load.repeated_tokens > rules.cache_tokens:
+            return 0
+        return max(0, self._known[request] - 1) // rules.block_tokens * rules.block_tokens
 
     def _fits(self, request: int) -> bool:
         """There is room for all known tokens, and for one block more for each that runs."""
         rules = self.rules
         if rules.reserve:
-            whole = sum(rules.needed(sum(self._lengths[r])) for r in [*self._running, request])
+            whole = self._reserved + self._whole(request)
             return whole <= rules.cache_tokens // rules.block_tokens
         promised = self._owed + sum(self._growth(r, self._known[r]) for r in self._computed)
         spare = self._free - promised - len(self._running) - 1
@@ -227,6 +243,7 @@ class Simulation:
             computed = self._computed.pop(request)
         self._free += self.rules.needed(computed)
         self._running.remove(request)
+        self._reserved -= self._whole(request)
         insort(self._waiting, request)
 
     def _pass(self, work: StepWork, count: int, seconds: float | None = None) -> None:
@@ -241,6 +258,7 @@ class Simulation:
         self._free += self.rules.needed(self._decoding.computed(request))
         self._decoding.remove(request)
         self._running.remove(request)
+        self._reserved -= self._whole(request)
         self._ended[request] = self._told
         self._done += 1
         self._send()
