@@ -70,9 +70,9 @@ def reduce_and_gather(
     return answer
 
 
-def pass_along(rank: int, degrees: list[int]) -> dict[str, Any]:
+def pass_along(rank: int, degrees: list[int], native: bool) -> dict[str, Any]:
     """Every stage adds its place to several batches in flight and sends them on."""
-    mesh, ledger = _mesh(rank, degrees, "auto")
+    mesh, ledger = _mesh(rank, degrees, "auto", native)
     pp, seen = mesh.pp, []
     for batch in range(6):
         x = torch.full((3, 5), float(batch))
@@ -83,9 +83,15 @@ def pass_along(rank: int, degrees: list[int]) -> dict[str, Any]:
             pp.send(x, pp.index + 1, "stage")
         seen.append(float(x[0, 0]))
     pp.flush()
-    rows = ledger.rows(rank)
+    answer = {
+        "seen": seen,
+        "rows": ledger.rows(rank),
+        "backend": pp.backend,
+        "reason": pp.reason,
+        "buffer_bytes": pp.buffer_bytes,
+    }
     mesh.close()
-    return {"seen": seen, "rows": rows}
+    return answer
 
 
 def control(rank: int, degrees: list[int]) -> list[Any]:

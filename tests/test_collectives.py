@@ -27,6 +27,7 @@ from parallel.devices.cpu import CpuDevice
 from parallel.errors import ConfigError, RunError
 from parallel.instrument.ledger import Ledger
 from parallel.layout.degrees import Degrees
+from parallel.planner.memory import CHANNEL_BYTES
 from tests.rank_pool import RankPool
 
 CASES = "tests.collective_cases"
@@ -74,11 +75,19 @@ def test_sums_and_gathers(
         assert reduced["seconds"] > 0
 
 
-def test_a_pipeline_passes_batches_in_order(pool: RankPool) -> None:
-    answers = pool.run(f"{CASES}:pass_along", 3, degrees=[1, 3, 1])
-    assert answers[2]["seen"] == [1110.0 + b for b in range(6)]
-    rows = {(r["op"], r["layer"]): r for r in answers[1]["rows"]}
+@pytest.mark.parametrize(
+    ("stages", "native", "backend", "buffer_bytes"),
+    [(3, False, "gloo", None), (2, True, "shared_memory", CHANNEL_BYTES)],
+)
+def test_a_pipeline_passes_batches_in_order(
+    stages: int, native: bool, backend: str, buffer_bytes: int | None, pool: RankPool
+) -> None:
+    answers = pool.run(f"{CASES}:pass_along", stages, degrees=[1, stages, 1], native=native)
+    assert {(a["backend"], a["buffer_bytes"]) for a in answers} == {(backend, buffer_bytes)}
+    assert answers[-1]["seen"] == [sum(10**n for n in range(1, stages + 1)) + b for b in range(6)]
+    rows = {(r["op"], r["layer"]): r for r in answers[0]["rows"]}
     assert (rows["send", "stage"]["calls"], rows["send", "stage"]["bytes"]) == (6, 6 * 60)
+    rows = {(r["op"], r["layer"]): r for r in answers[1]["rows"]}
     assert (rows["recv", "stage"]["calls"], rows["recv", "stage"]["bytes"]) == (6, 0)
 
 
@@ -140,7 +149,27 @@ def test_where_shared_memory_is_not_safe(
 def test_where_shared_memory_is_safe(group: list[RankFacts]) -> None:
     assert choose_all_reduce("auto", "tp", group, group)[0] == "shared_memory"
     assert choose_all_reduce("gloo", "tp", group, group) == ("gloo", "asked for")
-    assert choose_all_reduce("shared_memory", "pp", group, group)[0] == "gloo"
+
+
+@pytest.mark.parametrize(
+    ("axis", "group", "backend", "words"),
+    [
+        ("pp", [NATIVE] * 2, "shared_memory", "on this host"),
+        ("pp", [replace(NATIVE, shm_bytes=12 << 20)] * 2, "shared_memory", "on this host"),
+        ("pp", [replace(NATIVE, shm_bytes=11 << 20)] * 2, "gloo", "12.00 MiB are needed"),
+        ("pp", [HERE, NATIVE], "gloo", "without the native kernels"),
+        ("pp", [NATIVE, replace(NATIVE, host="host-b")], "gloo", "2 hosts"),
+        ("dp", [NATIVE] * 2, "gloo", "replicas share no tensor"),
+    ],
+)
+def test_stages_share_memory_by_the_same_rule(
+    axis: str, group: list[RankFacts], backend: str, words: str
+) -> None:
+    """It is never insisted on: only all-reduces are so slow without it."""
+    for asked in ("auto", "shared_memory"):
+        found, reason = choose_all_reduce(asked, axis, group, group)
+        assert found == backend and words in reason
+    assert choose_all_reduce("gloo", axis, group, group) == ("gloo", "asked for")
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,10 @@ def test_the_absent_rank_is_named(
     assert answers[-1] == []
 
 
-def test_a_receiver_names_its_source(pool: RankPool) -> None:
-    answers = pool.run(f"{CASES}:late", 2, degrees=[1, 2, 1], collectives="gloo", op="recv")
+@pytest.mark.parametrize("collectives", ["gloo", "auto"])
+def test_a_receiver_names_its_source(collectives: str, pool: RankPool) -> None:
+    arguments = {"collectives": collectives, "native": True, "op": "recv"}
+    answers = pool.run(f"{CASES}:late", 2, degrees=[1, 2, 1], **arguments)
     (message,) = answers[1]
     assert message.startswith("rank 1: recv over pp of [4, 6] float32 (stage, number 1) waited")
     assert message.endswith("missing: rank 0 (in no collective)")

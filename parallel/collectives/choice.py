@@ -20,6 +20,7 @@ from typing import Any
 
 from parallel.errors import ConfigError
 from parallel.hardware.limits import cpu_flags, usable_cores
+from parallel.planner.memory import CHANNEL_BYTES
 from parallel.units import MIB, format_bytes
 
 WORKSPACE_BYTES = 66 * MIB
@@ -119,7 +120,7 @@ def choose_all_reduce(
     asked: str, axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts]
 ) -> tuple[str, str]:
     """('shared_memory' or 'gloo', the reason). Raises `ConfigError` when shared memory was asked
-    for and isn't safe."""
+    for and isn't safe for the tp axis."""
     if asked == "gloo":
         return "gloo", "asked for"
     obstacle = _obstacle(axis, group, world)
@@ -133,8 +134,10 @@ def choose_all_reduce(
 
 
 def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts]) -> str:
-    if axis != "tp":
-        return "shared memory serves the tp axis alone"
+    if axis == "dp":
+        return "replicas share no tensor"
+    if axis == "pp" and not all_native(group):
+        return "without the native kernels shared memory serves the tp axis alone"
     hosts = {r.host for r in group}
     if len(hosts) > 1:
         return f"its ranks are on {len(hosts)} hosts"
@@ -148,7 +151,8 @@ def _obstacle(axis: str, group: Sequence[RankFacts], world: Sequence[RankFacts])
         )
     room = min(r.shm_bytes for r in neighbours)
     if all_native(group):
-        return _short_of(room, NATIVE_SEGMENT_BYTES * len(neighbours))
+        channel = CHANNEL_BYTES if axis == "pp" else 0
+        return _short_of(room, (NATIVE_SEGMENT_BYTES + channel) * len(neighbours))
     lacking = next((r.lacks for r in group if r.lacks), "")
     if lacking:
         return lacking

@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from parallel.collectives.addresses import choose_gloo_interface
+from parallel.collectives.channels import start_channels
 from parallel.collectives.choice import RankFacts, all_native, choose_all_reduce
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.exchange import Exchange
@@ -199,6 +200,8 @@ def _transport(
     if backend == "shared_memory":
         general = ProcessGroupTransport(group, ranks, "gloo", reason, options.batches)
         try:
+            if axis == "pp":
+                return start_channels(general, reason, exchange, ranks)
             if all_native(members):
                 return start_native_shared_memory(general, reason, exchange, ranks)
             return start_shared_memory(general, reason, exchange, ranks, members)

@@ -1,26 +1,21 @@
 """Collectives of one host's ranks through the native kernels (`devices/native/shared_memory.cpp`).
 
-The group maps one file of /dev/shm, which is unlinked as soon as every rank has it. A rank that
-waits spins for a tenth of a millisecond and then sleeps: who keeps the others waiting has its core.
+A rank that waits spins for a tenth of a millisecond and then sleeps: who keeps the others waiting
+has its core.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from parallel.collectives.choice import NATIVE_SEGMENT_BYTES
 from parallel.collectives.exchange import Exchange
+from parallel.collectives.segments import map_segment
 from parallel.collectives.transport import OnWire, Transport
-from parallel.errors import RunError
 
 _SUMMED = (torch.bfloat16, torch.float16, torch.float32)
-_FOLDER = Path("/dev/shm")
 
 
 class NativeSharedMemoryTransport(Transport):
@@ -76,39 +71,7 @@ def start_native_shared_memory(
     """Maps the group's segment on all `ranks` together, each with the native kernels loaded.
 
     Raises `RunError` on each of them when one of them can't."""
-    key, index = f"native_shared_memory/{ranks[0]}", ranks.index(exchange.rank)
-    if index == 0:
-        exchange.put(f"{key}/name", f"tessera_{secrets.token_hex(8)}")
-    path = _FOLDER / exchange.get(f"{key}/name")
     size = NATIVE_SEGMENT_BYTES * len(ranks)
-    try:
-        problem, segment = "", None
-        if index == 0:
-            problem, segment = _mapped(path, size, create=True)
-            exchange.put(f"{key}/made", problem)
-        else:
-            problem = exchange.get(f"{key}/made")
-            if not problem:
-                problem, segment = _mapped(path, size, create=False)
-        problem = next(filter(None, exchange.collect(f"{key}/mapped", problem, ranks)), "")
-    finally:
-        if index == 0:
-            path.unlink(missing_ok=True)
-    if segment is None or problem:
-        raise RunError(f"the ranks' shared memory {path} can't be mapped: {problem}")
+    segment = map_segment(f"native_shared_memory/{ranks[0]}", size, exchange, ranks)
+    index = ranks.index(exchange.rank)
     return NativeSharedMemoryTransport(general, reason, segment, index, len(ranks))
-
-
-def _mapped(path: Path, size: int, create: bool) -> tuple[str, torch.Tensor | None]:
-    """What went wrong, or the bytes; a new file's are zero and really there."""
-    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
-    try:
-        file = os.open(path, flags, 0o600)
-        try:
-            if create:
-                os.posix_fallocate(file, 0, size)
-            return "", torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8)
-        finally:
-            os.close(file)
-    except OSError as error:
-        return str(error), None

@@ -18,9 +18,9 @@ from torch.distributed import _symmetric_memory
 from parallel.collectives.exchange import Exchange
 from parallel.collectives.transport import OnWire, Transport
 from parallel.devices.base import Device
-from parallel.units import KIB, MIB
+from parallel.planner.memory import SYMMETRIC_BYTES
+from parallel.units import KIB
 
-BUFFER_BYTES = 16 * MIB
 ONE_SHOT_BYTES = 256 * KIB
 """Every rank reads (t-1) whole arrays in one shot, 2(t-1)/t of one in two, with one more barrier:
 PyTorch's and vLLM's thresholds for eight ranks lie at 128 and 256 KiB."""
@@ -138,7 +138,7 @@ def _map(group: dist.ProcessGroup, device: Device) -> tuple[torch.Tensor, bool] 
     """The buffer and whether the switch can sum it, or what went wrong."""
     try:
         buffer = _symmetric_memory.empty(
-            BUFFER_BYTES, dtype=torch.uint8, device=device.torch_device
+            SYMMETRIC_BYTES, dtype=torch.uint8, device=device.torch_device
         )
         handle = _symmetric_memory.rendezvous(buffer, group)
     except RuntimeError as error:

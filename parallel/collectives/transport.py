@@ -70,6 +70,8 @@ class ProcessGroupTransport(Transport):
         self.group, self.ranks = group, tuple(ranks)
         self.name, self.reason = name, reason
         self.dry = name == "fake"
+        # What gloo holds it takes before any tensor: it is measured with the runtime's bytes.
+        self.buffer_bytes = 0 if name == "gloo" else None
         self._batched = name == "nccl"
         if self._batched:
             group._enable_collectives_timing()  # type: ignore[attr-defined]

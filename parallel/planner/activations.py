@@ -17,7 +17,7 @@ from parallel.layout.layout import Layout
 from parallel.planner import tape_attention
 from parallel.planner.formats import Formats
 from parallel.planner.limits import EngineLimits
-from parallel.planner.memory import shares_memory
+from parallel.planner.memory import sends_through_memory, shares_memory
 from parallel.planner.tape import BlockShape, StepShape, Tape
 from parallel.planner.tape_layers import HeadShape, embed, logits, run_block
 
@@ -30,7 +30,8 @@ LATE_ARRAYS = 2
 
 
 def kept_sends(batches: int) -> int:
-    """Sends whose tensors a rank keeps until they have left (collectives/transport.py)."""
+    """Sends whose tensors a rank keeps until they have left (collectives/transport.py). None where
+    they go through shared memory, which has taken them at once."""
     return max(2, 2 * batches)
 
 
@@ -86,6 +87,8 @@ def stage_shape(
             rms=spec.final_norm.kind == "rms",
         )
     native = limits.native(cluster.device(rank).type) and formats.weights.name in _NATIVE
+    in_ring = sends_through_memory(layout, rank, cluster, limits)
+    keeps = bool(degrees.receivers(rank)) and not in_ring
     return StageShape(
         hidden=spec.hidden,
         width=formats.compute.bytes,
@@ -95,7 +98,7 @@ def stage_shape(
         splits=degrees.tp_of(at.pp) > 1,
         late=late,
         positions=spec.positions is not None,
-        sent=kept_sends(limits.batches or degrees.pp) if degrees.receivers(rank) else 0,
+        sent=kept_sends(limits.batches or degrees.pp) if keeps else 0,
         head=head,
         page=limits.block_tokens,
         scaled_cache=formats.kv_cache.scale_bytes > 0,

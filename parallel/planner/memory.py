@@ -7,6 +7,7 @@ are named estimates in every table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 
@@ -22,7 +23,11 @@ _NCCL_BYTES = ((2, 342 * MIB), (3, 392 * MIB))
 """By the least number of ranks: reported on H100 for two, and for four to eight."""
 _WORKSPACE_BYTES = 66 * MIB
 _NATIVE_WORKSPACE_BYTES = 2 * MIB
-_GLOO_BYTES = 8 * MIB
+CHANNEL_BYTES = 4 * MIB
+"""Of a rank that others of its host send to through shared memory: a chunk of 512 tokens in bf16
+fits at once for hidden sizes to 4096 (collectives/channels.py)."""
+SYMMETRIC_BYTES = 16 * MIB
+"""What each GPU maps of its own for the others (collectives/symmetric_memory.py)."""
 FLASHINFER_BYTES = 128 * MIB
 """As recommended for FlashInfer's wrappers, which share it; each holds 8 MiB more."""
 
@@ -63,19 +68,21 @@ def kv_bytes_per_token(layout: Layout, rank: int, formats: Formats) -> int:
 
 
 def communication_bytes(layout: Layout, rank: int, cluster: Cluster, limits: EngineLimits) -> int:
-    """Buffers of the backends. CUDA: one NCCL communicator for each axis of more than one rank.
-    CPU: what gloo holds, and what is shared where shared memory serves: with the native kernels
-    their slots, else the workspace of DeepSpeed's operator."""
+    """Buffers of the backends. CUDA: one NCCL communicator for each axis of more than one rank, and
+    symmetric memory where it is asked for. CPU: what is shared where shared memory serves: with the
+    native kernels their slots and the rings between stages, else the workspace of DeepSpeed's
+    operator. What gloo holds it took before any tensor, as libraries do: the runtime's."""
     degrees = layout.degrees
-    groups = [len(degrees.group(axis, rank)) for axis in ("tp", "pp")]
+    groups = {axis: degrees.group(axis, rank) for axis in ("tp", "pp")}
     if cluster.device(rank).type.kind == "cuda":
-        return sum(nccl_bytes(ranks) for ranks in groups)
-    gloo = _GLOO_BYTES if degrees.world_size > 1 else 0
-    if not shares_memory(layout, rank, cluster):
-        return gloo
-    ranks = layout.degrees.group("tp", rank)
-    native = all(limits.native(cluster.device(r).type) for r in ranks)
-    return gloo + (_NATIVE_WORKSPACE_BYTES if native else _WORKSPACE_BYTES)
+        nccl = sum(nccl_bytes(len(ranks)) for ranks in groups.values())
+        maps = limits.symmetric_memory and _one_host(groups["tp"], cluster)
+        return nccl + (SYMMETRIC_BYTES if maps else 0)
+    shared = CHANNEL_BYTES if sends_through_memory(layout, rank, cluster, limits) else 0
+    if shares_memory(layout, rank, cluster):
+        native = all(limits.native(cluster.device(r).type) for r in groups["tp"])
+        shared += _NATIVE_WORKSPACE_BYTES if native else _WORKSPACE_BYTES
+    return shared
 
 
 def nccl_bytes(ranks: int) -> int:
@@ -86,10 +93,25 @@ def nccl_bytes(ranks: int) -> int:
 def shares_memory(layout: Layout, rank: int, cluster: Cluster) -> bool:
     """Whether the rank's tp axis gets shared memory, as far as a plan can know: it
     serves ranks of one host with a core each (collectives/choice.py)."""
-    ranks = layout.degrees.group("tp", rank)
+    return _in_memory(layout.degrees.group("tp", rank), cluster)
+
+
+def sends_through_memory(layout: Layout, rank: int, cluster: Cluster, limits: EngineLimits) -> bool:
+    """The same of the stages that the rank sends to or receives from, by the native kernels."""
+    ranks = layout.degrees.group("pp", rank)
+    native = all(limits.native(cluster.device(r).type) for r in ranks)
+    return native and _in_memory(ranks, cluster)
+
+
+def _in_memory(ranks: Sequence[int], cluster: Cluster) -> bool:
     if len(ranks) == 1:
         return False
     return cluster.slowest_link(ranks, "all_reduce").kind == "shared_memory"
+
+
+def _one_host(ranks: Sequence[int], cluster: Cluster) -> bool:
+    """Several, on one."""
+    return len(ranks) > 1 and len({cluster.device(r).node for r in ranks}) == 1
 
 
 def runtime_bytes(device: DeviceType, activations: int) -> int:

@@ -7,38 +7,19 @@
 //
 // Sums are in float, in the order of ranks, rounded once: all ranks get the same.
 #include "common.h"
+#include "flags.h"
 #include "vectors.h"
 
 #include <ATen/Parallel.h>
 #include <c10/util/Half.h>
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include <atomic>
-#include <climits>
 #include <cstring>
-#include <ctime>
 #include <vector>
 
 namespace tessera {
 namespace {
 
-constexpr int64_t kLine = 128;     // two cache lines: neighbours are prefetched in pairs
-constexpr int kSpins = 4000;       // looks at a flag, some 0.1 ms, before the core is given away
 constexpr int64_t kShare = 32768;  // elements that are worth a thread of their own
-
-struct Flag {
-  std::atomic<uint32_t> reached;
-  std::atomic<uint32_t> sleepers;
-};
-static_assert(sizeof(Flag) <= kLine && std::atomic<uint32_t>::is_always_lock_free);
-
-void sleep_at(Flag& flag, uint32_t seen) {
-  // Not for ever: a wake-up that a killed rank still owed is never sent.
-  const timespec most{0, 100'000'000};
-  syscall(SYS_futex, &flag.reached, FUTEX_WAIT, seen, &most, nullptr, 0);
-}
 
 class Segment {
  public:
@@ -56,18 +37,14 @@ class Segment {
   int64_t slot_bytes() const { return slot_; }
 
   // Where this rank writes for the exchange to come.
-  char* mine() { return slot(index_, flag(index_).reached.load(std::memory_order_relaxed) + 1); }
+  char* mine() { return slot(index_, flag(index_).value() + 1); }
 
   // Everybody's slot of this exchange may be read from here on, until the next one begins.
   void exchange() {
-    Flag& own = flag(index_);
-    now_ = own.reached.load(std::memory_order_relaxed) + 1;
-    own.reached.store(now_);
-    if (own.sleepers.load() > 0) {
-      syscall(SYS_futex, &own.reached, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-    }
+    now_ = flag(index_).value() + 1;
+    flag(index_).raise(now_);
     for (int64_t rank = 0; rank < ranks_; ++rank) {
-      if (rank != index_) wait(flag(rank));
+      if (rank != index_) flag(rank).wait(now_);
     }
   }
 
@@ -78,20 +55,6 @@ class Segment {
 
   char* slot(int64_t rank, uint32_t exchange) {
     return base_ + ranks_ * kLine + (2 * rank + exchange % 2) * slot_;
-  }
-
-  bool reached(uint32_t value) const { return static_cast<int32_t>(value - now_) >= 0; }
-
-  void wait(Flag& other) {
-    for (int i = 0; i < kSpins; ++i) {
-      if (reached(other.reached.load(std::memory_order_acquire))) return;
-      _mm_pause();
-    }
-    other.sleepers.fetch_add(1);
-    for (uint32_t seen = other.reached.load(); !reached(seen); seen = other.reached.load()) {
-      sleep_at(other, seen);
-    }
-    other.sleepers.fetch_sub(1);
   }
 
   char* base_;
