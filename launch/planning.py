@@ -50,13 +50,18 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
             settings.precision.compute,
             settings.precision.kv_cache,
         ),
-        EngineLimits(**asdict(settings.engine)),
+        _limits(settings),
         Workload(**asdict(settings.workload)),
         Budget(settings.memory_gib, settings.memory_share),
         cluster if depends_on_ranks(settings.cluster, CLUSTERS) else None,
         _targets(settings),
         _other_formats(settings, spec),
     )
+
+
+def _limits(settings: PlanKeys) -> EngineLimits:
+    mapped = isinstance(settings, RunKeys) and settings.symmetric_memory
+    return EngineLimits(**asdict(settings.engine), symmetric_memory=mapped)
 
 
 def _cluster(settings: PlanKeys, known: dict[str, KnownDevice], ranks: int | None) -> Cluster:

@@ -216,9 +216,9 @@ def test_no_step_takes_more_than_the_largest(
     ("kind", "link", "tp", "pp", "mebibytes"),
     [
         ("cpu", "shared_memory", 1, 1, 0),
-        ("cpu", "shared_memory", 2, 1, 74),
-        ("cpu", "loopback", 2, 1, 8),
-        ("cpu", "shared_memory", 1, 2, 8),
+        ("cpu", "shared_memory", 2, 1, 66),
+        ("cpu", "loopback", 2, 1, 0),
+        ("cpu", "shared_memory", 1, 2, 0),
         ("cuda", "nvlink", 2, 1, 342),
         ("cuda", "nvlink", 3, 2, 392 + 342),
     ],
@@ -232,13 +232,23 @@ def test_buffers_of_the_backends(kind: str, link: str, tp: int, pp: int, mebibyt
     )
 
 
-@pytest.mark.parametrize(("kernels", "mebibytes"), [("auto", 8 + 2), ("portable", 8 + 66)])
+@pytest.mark.parametrize(("kernels", "mebibytes"), [("auto", 2), ("portable", 66)])
 def test_slots_of_the_native_kernels(kernels: str, mebibytes: int) -> None:
     device = replace(toy_device(kind="cpu"), native_kernels=True)
     node = Node("box", (device,) * 2, Link("shared_memory", 1e9, 1e-6), 8, 64 * GIB)
     layout, limits = Layout.make(BIG, Degrees(2)), EngineLimits(kernels=kernels)
     cluster = Cluster("toys", (node,))
     assert communication_bytes(layout, 0, cluster, limits) == mebibytes * MIB
+
+
+@pytest.mark.parametrize(("hosts", "mebibytes"), [(1, 342 + 16), (2, 342)])
+def test_symmetric_memory_where_it_is_asked_for_on_one_host(hosts: int, mebibytes: int) -> None:
+    devices = (toy_device(kind="cuda"),) * (2 // hosts)
+    nodes = (Node("box", devices, Link("nvlink", 1e9, 1e-6), 8, 64 * GIB),) * hosts
+    cluster = Cluster("toys", nodes, Link("network", 1e9, 1e-6))
+    layout, asked = Layout.make(BIG, Degrees(2)), EngineLimits(symmetric_memory=True)
+    assert communication_bytes(layout, 0, cluster, asked) == mebibytes * MIB
+    assert communication_bytes(layout, 0, cluster, EngineLimits()) == 342 * MIB
 
 
 def test_a_run_over_gloo_has_no_workspace() -> None:

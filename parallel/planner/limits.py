@@ -21,7 +21,8 @@ class EngineLimits:
     """`step_tokens`: most tokens in one batch; `requests`: most running at once in a replica;
     `context_tokens`: longest sequence (None: the model's); `batches`: in flight in a pipeline
     (None: one per stage); `block_tokens`: tokens per cache block; `queue`: most that wait in a
-    replica (None: 16 · `requests`); `swap_gib`: host memory of a rank for preempted requests.
+    replica (None: 16 · `requests`); `swap_gib`: host memory of a rank for preempted requests;
+    `symmetric_memory`: tensor-parallel GPUs of a host map some of each other's.
 
     `kernels`, `attention` and `sequence_parallel` name forms of the same arithmetic."""
 
@@ -37,6 +38,7 @@ class EngineLimits:
     attention: str = "auto"
     cuda_graphs: bool = True
     sequence_parallel: str = "auto"
+    symmetric_memory: bool = False
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
