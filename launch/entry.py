@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from launch.openmp import wait_briefly
 from launch.sweep import point_folder, read_points, sweep_code
 from launch.sweep_arguments import is_sweep, let_points_import, refuse_ranks, sweep_arguments
 from launch.sweep_point import run_point
@@ -119,6 +120,7 @@ def run_command(
     its folder; `compare` shows them in the end."""
     try:
         check_environment(os.environ)
+        wait_briefly(os.environ)
         if not is_sweep(sys.argv[1:]):
             code = _run_once(name, schema, task)
         elif under_torchrun():

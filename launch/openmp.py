@@ -1,0 +1,21 @@
+"""How long OpenMP's threads look for each other before they sleep.
+
+GNU's threads spin for milliseconds. That costs nothing while each has a core; once another program
+takes one, a thread that spins keeps the core that the thread it waits for could run on. On two
+cores with one busy program beside, steps of a 0.2B model took 300 to 490 ms by default, 19 ms with
+2000 turns, and as long as ever (11 ms) without that program (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+SPINS = "2000"
+_CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """For this process, where torch isn't loaded yet, and those that it starts; a user's own choice
+    stands (libgomp's manual, "Environment Variables")."""
+    if not any(name in environment for name in _CHOSEN):
+        environment["GOMP_SPINCOUNT"] = SPINS
