@@ -32,11 +32,14 @@ def work_of(batch: Batch) -> StepWork:
     return total
 
 
-def driven(load: Load, limits: Limits, blocks: int, block_tokens: int) -> list[StepWork]:
-    """The batches that the runtime's scheduler makes for the same clients."""
-    manager = BlockManager(blocks, block_tokens, prefix_cache=False)
+def driven(
+    load: Load, limits: Limits, blocks: int, block_tokens: int, host_blocks: int
+) -> tuple[list[StepWork], int]:
+    """The batches that the runtime's scheduler makes for the same clients, and how many gave way to
+    host memory."""
+    manager = BlockManager(blocks, block_tokens, host_blocks, prefix_cache=False)
     scheduler = Scheduler(manager, limits)
-    coming = deque(range(load.concurrency * load.rounds))
+    coming = deque(range(round(load.concurrency * load.rounds)))
     found: list[StepWork] = []
 
     def send() -> None:
@@ -55,7 +58,7 @@ def driven(load: Load, limits: Limits, blocks: int, block_tokens: int) -> list[S
         for reason in scheduler.complete(batch, sampled).values():
             if reason is not None:
                 send()
-    return found
+    return found, scheduler.counts.swapped
 
 
 @given(
@@ -67,6 +70,7 @@ def driven(load: Load, limits: Limits, blocks: int, block_tokens: int) -> list[S
     room=st.sampled_from((0, 0, 1, 2, 4, 8, 20, 40)),
     block_tokens=st.sampled_from((1, 4, 16)),
     spread=st.sampled_from((0.0, 0.2, 1.0)),
+    host_blocks=st.sampled_from((0, 0, 3, 10, 1000)),
 )
 def test_the_same_batches_as_the_scheduler(
     clients: int,
@@ -77,12 +81,13 @@ def test_the_same_batches_as_the_scheduler(
     room: int,
     block_tokens: int,
     spread: float,
+    host_blocks: int,
 ) -> None:
     load = Load(clients, inputs, outputs, spread, rounds=2)
     longest = max(sum(load.lengths(i)) for i in range(2 * clients))
     blocks = -(-longest // block_tokens) + room
     limits = Limits(step_tokens, requests, context_tokens=10**6)
-    expected = driven(load, limits, blocks, block_tokens)
+    expected = driven(load, limits, blocks, block_tokens, host_blocks)
     found: list[StepWork] = []
 
     def watch(now: float, work: StepWork, count: int) -> None:
@@ -91,9 +96,22 @@ def test_the_same_batches_as_the_scheduler(
             pairs = grown if work.chunks == 0 else work.pairs
             found.append(replace(work, pairs=pairs, cached=grown))
 
-    rules = Rules(step_tokens, limits.places, blocks * block_tokens, block_tokens)
-    Simulation(load, rules, seconds, watch=watch).run()
-    assert found == expected
+    rules = Rules(
+        step_tokens, limits.places, blocks * block_tokens, block_tokens, host_blocks=host_blocks
+    )
+    simulation = Simulation(load, rules, seconds, watch=watch)
+    simulation.run()
+    assert (found, simulation.host.swapped) == expected
+
+
+@pytest.mark.parametrize(("host_blocks", "tpot"), [(6, 3.0), (5, 0.0)])
+def test_what_gives_way_takes_its_time_out_and_back(host_blocks: int, tpot: float) -> None:
+    """Two requests of 4 + 4 tokens in 12 blocks of one: the second leaves with 6 while the first
+    takes its last block, and comes back then. Steps take nothing, blocks 1 s each way: 6 s for the
+    first's 3 tokens, 12 s for the second's."""
+    rules = Rules(64, 8, 12, host_blocks=host_blocks, move_seconds=1.0)
+    times = Simulation(Load(2, 4, 4, 0.0, rounds=1), rules, lambda _: 0.0).run()
+    assert times.tpot_seconds == pytest.approx(tpot)
 
 
 def test_one_client_alone_waits_for_nobody() -> None:

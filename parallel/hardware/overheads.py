@@ -35,7 +35,8 @@ class Overheads:
     `step_seconds`: scheduling, messages to the ranks, inputs, answers, and waking the ranks that
     wait. `sequence_seconds`: the same for each sequence in the step. `logit_seconds`: conversion
     and arg-max for each logit of a sampled row. `plain_product_share`: how fast a product with a
-    weight that can't be packed is beside a packed one, such as a tied head's."""
+    weight that can't be packed is beside a packed one, such as a tied head's.
+    `host_bytes_per_second`: blocks of the cache swapped to host memory, or back."""
 
     layer_seconds: float = 0.0
     layer_sequence_seconds: float = 0.0
@@ -49,6 +50,7 @@ class Overheads:
     late_seconds: float = 0.0
     late_share: float = 0.0
     way_seconds: float = 0.0
+    host_bytes_per_second: float | None = None
 
     def layer(
         self, sequences: int, elementwise_bytes: float, cached_bytes: float, attention_flops: float

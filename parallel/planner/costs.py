@@ -10,6 +10,10 @@ from parallel.hardware.overheads import Overheads
 SMALL_KERNELS = 14
 """Kernels of a layer beside its matrix products and attention: norms, rotary, activation, sums."""
 
+_BUS_BYTES_PER_SECOND = 25e9
+"""What copies between pinned memory and a GPU reach over PCIe 4.0 x16, of 32 GB/s; an assumption
+where it wasn't calibrated."""
+
 
 @dataclass(frozen=True)
 class EngineCosts:
@@ -78,3 +82,13 @@ class EngineCosts:
     def elementwise_bytes_per_second(self, device: DeviceType) -> float:
         rate = self.overheads_on(device).elementwise_bytes_per_second
         return rate or device.effective_bandwidth_bytes_per_second
+
+    def host_bytes_per_second(self, device: DeviceType) -> float:
+        """Of the cache's blocks on their way to host memory or back. On CPU they are copied within
+        the same memory: read and written."""
+        rate = self.overheads_on(device).host_bytes_per_second
+        if rate is not None:
+            return rate
+        if device.kind == "cuda":
+            return _BUS_BYTES_PER_SECOND
+        return device.effective_bandwidth_bytes_per_second / 2

@@ -8,6 +8,7 @@ from typing import Any
 
 from parallel.hardware.facts import Cluster, DeviceType
 from parallel.layout.layout import Layout
+from parallel.planner.costs import EngineCosts
 from parallel.planner.formats import Formats
 from parallel.planner.graphs import spare_blocks
 from parallel.planner.limits import Budget, EngineLimits, Workload
@@ -110,6 +111,8 @@ class Plan:
             requests=min(limits.requests, batches * limits.step_tokens),
             cache_tokens=self.kv_cache_tokens,
             block_tokens=limits.block_tokens,
+            host_blocks=self.swap_blocks,
+            move_seconds=self._move_seconds(replica),
         )
         clients = self._clients
         rounds = 1 + min(1.0, _STEADY_REQUESTS / clients)
@@ -119,6 +122,16 @@ class Plan:
             return model.round_seconds(work, batches, limits.step_tokens)
 
         return Simulation(load, rules, seconds).run()
+
+    def _move_seconds(self, replica: int) -> float:
+        """A block's way to host memory, on the rank that takes longest: all move theirs at once."""
+        costs, tokens = EngineCosts(), self.limits.block_tokens
+        return max(
+            tokens
+            * kv_bytes_per_token(self.layout, rank, self.formats)
+            / costs.host_bytes_per_second(self.cluster.device(rank).type)
+            for rank in self.layout.degrees.replica(replica)
+        )
 
     @property
     def _clients(self) -> int:

@@ -3,9 +3,9 @@
 The batches follow the rules of docs/scheduling.md, as the runtime's scheduler makes them (tests
 compare them batch by batch): first come first served, decodes first, prompts in chunks under the
 step's token budget, blocks of the cache as requests grow, the last that came preempted when none is
-left. Prompts have nothing in common here but those that a load repeats whole, and nothing is
-swapped out: what is lost is computed again. Steps in which nothing but contexts change are taken
-at once.
+left, to host memory while that has room. Prompts have nothing in common here but those that a load
+repeats whole, so that what is lost is computed again in full. Steps in which nothing but contexts
+change are taken at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import ceil
 
 from parallel.planner.decoding import Decoding
 from parallel.planner.front import Front, FrontCosts
+from parallel.planner.host_pool import HostPool
 from parallel.planner.load import Load, LoadTimes
 from parallel.planner.work import StepWork
 from parallel.scheduling.fairness import share_out
@@ -27,7 +28,8 @@ class Rules:
     """How batches are made. `step_tokens` per step, `requests` running at once, `cache_tokens` of
     room, in blocks of `block_tokens`. `mixed`: prompts go beside decodes, else before them and
     alone. `fair`: prompts share a step as scheduling/fairness.py says, else first come, first
-    served. `reserve`: a request waits until there is room for all its tokens to come."""
+    served. `reserve`: a request waits until there is room for all its tokens to come.
+    `host_blocks` of host memory take what gives way, `move_seconds` for each block and way."""
 
     step_tokens: int
     requests: int
@@ -36,6 +38,8 @@ class Rules:
     mixed: bool = True
     fair: bool = True
     reserve: bool = False
+    host_blocks: int = 0
+    move_seconds: float = 0.0
 
     def needed(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
@@ -77,6 +81,7 @@ class Simulation:
         self._computed: dict[int, int] = {}
         self._decoding = Decoding(rules.block_tokens)
         self._free = rules.cache_tokens // rules.block_tokens
+        self.host = HostPool(rules.host_blocks)
         self._reserved = 0
         """Blocks that all running requests have in the end."""
         self._owed = 0
@@ -114,8 +119,11 @@ class Simulation:
             self._waiting.pop(0)
             insort(self._running, request)
             self._reserved += self._whole(request)
-            self._computed[request] = self._found(request)
+            kept = self.host.back(request)
+            self._computed[request] = self._found(request) if kept is None else kept
             self._free -= self.rules.needed(self._computed[request])
+            if kept is not None:
+                self._leave_prompt(request)
 
     def _whole(self, request: int) -> int:
         return self.rules.needed(sum(self._lengths[request]))
@@ -241,7 +249,9 @@ class Simulation:
             self._decoding.remove(request)
         else:
             computed = self._computed.pop(request)
-        self._free += self.rules.needed(computed)
+        blocks = self.rules.needed(computed)
+        self.host.leave(request, computed, blocks)
+        self._free += blocks
         self._running.remove(request)
         self._reserved -= self._whole(request)
         insort(self._waiting, request)
@@ -252,6 +262,7 @@ class Simulation:
         self._owed = 0
         begun = self._now
         self._now += count * (self._step_seconds(work) if seconds is None else seconds)
+        self._now += self.host.pass_step() * self.rules.move_seconds
         self._told = self._front.answers(begun, self._now, work.rows, count)
 
     def _end(self, request: int) -> None:
