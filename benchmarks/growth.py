@@ -45,6 +45,7 @@ class Run:
     layers: int = 4
     prompt_tokens: int = 128
     requests: int = 1
+    hidden: int = 512
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ _NAMES = {
     "activations_mib": "activations",
 }
 _SMALL = Run()
+_DEEP = replace(_SMALL, hidden=1024)
+"""Whose weights leave nothing of the host's in the caches however few layers there are: what a step
+that streams less finds there looks like growth with the layers."""
 AXES = {
     "context": Plan(
         f"{_SMALL.layers} layers, one request.",
@@ -91,9 +95,9 @@ AXES = {
         {"decode_ms": 1, "host_ms": 1, "cache_mib": 1, "activations_mib": 1},
     ),
     "layers": Plan(
-        f"One request, prompts of {_SMALL.prompt_tokens} tokens.",
+        f"{_DEEP.hidden} wide, one request, prompts of {_DEEP.prompt_tokens} tokens.",
         [2, 4, 8, 16, 32],
-        lambda size: replace(_SMALL, layers=size),
+        lambda size: replace(_DEEP, layers=size),
         {"decode_ms": 1, "host_ms": 0, "prompt_ms": 1, "cache_mib": 1, "activations_mib": 0},
     ),
 }
@@ -144,7 +148,7 @@ def _axis(name: str, plan: Plan, arguments: argparse.Namespace) -> Axis:
 def measure(run: Run, layout: str) -> Point:
     """Raises `CalledProcessError`, after the launcher has said why."""
     say(f"{run}")
-    model = ensure_random_llama(_model(run.layers))
+    model = ensure_random_llama(_model(run))
     with tempfile.TemporaryDirectory(prefix="tessera-growth-") as scratch:
         output = Path(scratch) / "measured.json"
         keys = {
@@ -165,14 +169,14 @@ def measure(run: Run, layout: str) -> Point:
         return point(json.loads(output.read_text())["layout"], run)
 
 
-def _model(layers: int) -> Llama:
+def _model(run: Run) -> Llama:
     return Llama(
-        f"random-llama-{layers}-layers",
-        layers,
-        hidden=512,
-        ffn=1408,
-        heads=8,
-        kv_heads=4,
+        f"random-llama-{run.layers}-layers-{run.hidden}-wide",
+        run.layers,
+        hidden=run.hidden,
+        ffn=run.hidden * 11 // 4,
+        heads=run.hidden // 64,
+        kv_heads=run.hidden // 128,
         vocabulary=4096,
         context_tokens=_CONTEXT_TOKENS,
     )

@@ -217,6 +217,15 @@ def test_points_are_compared(tmp_path: Path) -> None:
     )
 
 
+def test_points_without_a_baseline_save_against_the_sweeps_fewest_ranks() -> None:
+    results = {f"tp={tp}": {**made_trade_off(tp=tp).to_json(), "saved": []} for tp in (1, 2)}
+    found = compare_results([point(name, result) for name, result in results.items()])
+    entries = {entry.name: entry for entry in found.entries}
+    one, two = entries["tp=1"], entries["tp=2"]
+    assert one.saved_bytes == 0
+    assert two.saved_bytes == one.rank_bytes - two.rank_bytes > 0
+
+
 def test_a_comparison_of_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     found = compare_results([point("tp=11", None, "refused"), point("tp=12", None, "failed")])
     comparison_tables(found, make_console())

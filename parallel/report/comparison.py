@@ -16,7 +16,7 @@ _SHOWN_ALWAYS = ("tp", "pp", "dp", "stage_tp")
 class Entry:
     """A measured point. `user_rate` is tokens per second that one client sees, `device_rate` of all
     clients for each device; `saved_bytes` is the least that a rank holds less than the baseline's
-    fullest, `added_ms` what communication and imbalance take of each output token. `pareto`: no
+    fullest (without a baseline: than the fullest of the points on the fewest ranks), `added_ms` what communication and imbalance take of each output token. `pareto`: no
     other point is as good in both rates, and better in one."""
 
     name: str
@@ -63,8 +63,9 @@ def compare_results(points: Sequence[Json]) -> Comparison:
     as `result`."""
     results = [point["result"] for point in points if point["result"] is not None]
     named = list(zip(point_names(points), points, strict=True))
+    reference_bytes = _reference_bytes(results)
     entries = [
-        measured_entry(name, point["result"])
+        measured_entry(name, point["result"], reference_bytes)
         for name, point in named
         if point["result"] is not None
     ]
@@ -100,14 +101,28 @@ def _name(overrides: Sequence[str], common: set[str]) -> str:
     return " ".join(o.lstrip("+") for o in overrides if o not in common) or "as configured"
 
 
-def measured_entry(name: str, result: Json) -> Entry:
-    """The figures of a trade-off report's JSON, beside no others."""
+def _reference_bytes(results: Sequence[Json]) -> int:
+    fewest = min((r["layout"]["plan"]["world_size"] for r in results), default=0)
+    alike = [r for r in results if r["layout"]["plan"]["world_size"] == fewest]
+    return max((_rank_bytes(r) for r in alike), default=0)
+
+
+def _rank_bytes(result: Json) -> int:
+    ranks = result["layout"]["report"]["ranks"]
+    return max(int(known(rank["memory_bytes"]["peak_tensors"])) for rank in ranks)
+
+
+def measured_entry(name: str, result: Json, reference_bytes: int | None = None) -> Entry:
+    """The figures of a trade-off report's JSON; one without a baseline saves against
+    `reference_bytes`, or nothing."""
     layout = result["layout"]
     plan, decode = layout["plan"], layout["phases"].get("decode")
     added = 0.0
     if decode is not None:
         added = sum(known(decode[k]) or 0.0 for k in ("communication_ms", "imbalance_ms"))
     rate, tpot = known(layout["tokens_per_second"]), known(layout["tpot_ms"])
+    rank_bytes = _rank_bytes(result)
+    saved = 0 if reference_bytes is None else reference_bytes - rank_bytes
     return Entry(
         name=name,
         layout=short_name(plan),
@@ -118,10 +133,8 @@ def measured_entry(name: str, result: Json) -> Entry:
         tpot_ms=tpot,
         user_rate=1e3 / tpot if tpot else 0.0,
         device_rate=rate / plan["world_size"],
-        rank_bytes=max(
-            known(rank["memory_bytes"]["peak_tensors"]) for rank in layout["report"]["ranks"]
-        ),
-        saved_bytes=min((known(s["bytes"]["total"]) for s in result["saved"]), default=0),
+        rank_bytes=rank_bytes,
+        saved_bytes=min((known(s["bytes"]["total"]) for s in result["saved"]), default=saved),
         added_ms=added,
     )
 
