@@ -71,7 +71,7 @@ def test_each_axis_changes_one_thing() -> None:
         assert len(plan.sizes) >= 5
         assert len({plan.run(size) for size in plan.sizes}) == len(plan.sizes)
     assert AXES["context"].run(8192) == Run(prompt_tokens=8192)
-    assert AXES["layers"].run(8) == Run(layers=8)
+    assert AXES["layers"].run(8) == Run(layers=8, hidden=1024)
 
 
 def test_a_point_is_of_the_fullest_rank() -> None:

@@ -16,8 +16,9 @@ _SHOWN_ALWAYS = ("tp", "pp", "dp", "stage_tp")
 class Entry:
     """A measured point. `user_rate` is tokens per second that one client sees, `device_rate` of all
     clients for each device; `saved_bytes` is the least that a rank holds less than the baseline's
-    fullest (without a baseline: than the fullest of the points on the fewest ranks), `added_ms` what communication and imbalance take of each output token. `pareto`: no
-    other point is as good in both rates, and better in one."""
+    fullest (without a baseline: than the fullest of the points on fewest ranks), `added_ms` what
+    communication and imbalance take of each output token. `pareto`: no other point is as good in
+    both rates, and better in one."""
 
     name: str
     layout: str
