@@ -21,6 +21,7 @@ if __package__ in (None, ""):
 
 from benchmarks.accuracy import fitting, kernels, serving
 from benchmarks.accuracy.engines import engines
+from benchmarks.accuracy.rows import read_runs
 from benchmarks.accuracy.summary import grouped
 from parallel.errors import ConfigError, TesseraError, did_you_mean
 
@@ -59,10 +60,11 @@ def parse(words: Sequence[str]) -> Options:
 
 def evaluate_serving(path: Path, half: Callable[[int], bool] | None = None) -> Json:
     """Errors of every dense row; the others with their reasons. `half` picks rows by line."""
-    runs, skipped = serving.read_runs(path)
+    runs, left_out = read_runs(path)
     if half is not None:
         runs = [run for run in runs if half(run.line)]
-    found = serving.errors(runs, engines())
+    found, impossible = serving.errors(runs, engines())
+    skipped = sorted([*left_out, *impossible], key=lambda s: s.line)
     whole = {
         "rows": len(found),
         "tpot": grouped(found, lambda e: e.tpot),

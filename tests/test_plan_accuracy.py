@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.accuracy.serving import facts_of, models
+from benchmarks.accuracy.engines import engine_key, engines
+from benchmarks.accuracy.rows import Run, facts_of, models
+from benchmarks.accuracy.serving import predict
 from benchmarks.accuracy.summary import summary
 from tests.commands import ROOT
 
@@ -21,10 +23,22 @@ HEADER = (
 ROWS = (
     "llama-3.1-8b,h100,vllm,1,bf16,1024,128,8,1,1,1,1,1,100,10",
     "somebodys-27b,h200_sxm,new-engine,1,fp8,512,64,4,2,1,1,1,1,100,10",
+    "qwen3-32b,NVIDIA A100-SXM4-80GB,trtllm,,fp8,512,64,4,2,1,1,1,1,100,10",
     "mixtral-8x7b,h100,vllm,1,bf16,512,64,4,2,1,1,2,1,100,10",
     "qwen3-32b,h100,vllm,1,nvfp4,512,64,4,2,1,1,1,1,100,10",
     "llama-3.1-8b,abacus,vllm,1,bf16,512,64,4,2,1,1,1,1,100,10",
+    "llama-3.1-8b,h100,vllm,1,bf16,512,64,many,2,1,1,1,1,100,10",
+    "llama-3.1-8b,h100,vllm,1,bf16,512,64,4,2,1,1,1,1,100,0",
+    "llama-3.1-8b,h100,vllm,1,bf16,512,64,4,48,1,1,1,1,100,10",
 )
+REASONS = {
+    5: "experts",
+    6: "nvfp4",
+    7: "abacus",
+    8: "can't be read",
+    9: "above 0",
+    10: "heads",
+}
 
 
 def evaluate(folder: Path) -> Any:
@@ -36,12 +50,48 @@ def evaluate(folder: Path) -> Any:
 def test_rows_are_predicted_or_left_out_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "serving.csv").write_text("\n".join((HEADER, *ROWS)) + "\n")
     found = evaluate(tmp_path)["serving"]
-    assert found["rows"] == 2
-    assert set(found["by_model"]) == {"llama-3.1-8b", "somebodys-27b"}
-    assert set(found["by_gpu"]) == {"h100", "h200"}
+    assert found["rows"] == 3
+    assert set(found["by_model"]) == {"llama-3.1-8b", "somebodys-27b", "qwen3-32b"}
+    assert set(found["by_gpu"]) == {"h100", "h200", "a100"}
     reasons = {entry["row"]: entry["reason"] for entry in found["skipped"]}
-    assert sorted(reasons) == [4, 5, 6]
-    assert "experts" in reasons[4] and "nvfp4" in reasons[5] and "abacus" in reasons[6]
+    assert sorted(reasons) == sorted(REASONS)
+    assert all(word in reasons[line] for line, word in REASONS.items()), reasons
+
+
+def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "serving.csv").write_text("model,gpu\nllama-3.1-8b,h100\n")
+    done = evaluate(tmp_path)
+    assert done.returncode == 2 and "has no column engine, weights" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "weights", "key"),
+    [
+        ("vllm", "0.12.0", "fp8", "vllm 0.12.0 fp8"),
+        ("vllm", "0.12.0", "bf16", "vllm 0.12"),
+        ("vllm", "0.120", "bf16", "vllm"),
+        ("vllm", "", "fp8", "vllm"),
+        ("new-engine", "1", "fp8", "default"),
+    ],
+)
+def test_a_run_takes_the_entry_that_says_most_of_it(
+    engine: str, version: str, weights: str, key: str
+) -> None:
+    run = Run(2, "llama-3.1-8b", "h100", engine, version, weights, 1, 1, 1, 1, 1, 1.0, 1.0)
+    assert engine_key(run, engines()) == key
+
+
+def test_a_gpu_without_narrow_arithmetic_still_reads_narrow_weights() -> None:
+    """A decode is bound by the weights: half the bytes take less, and no more than products in
+    half precision do."""
+    engine = engines()["default"]
+
+    def next_token(weights: str, clients: int) -> float:
+        run = Run(2, "llama-3.1-8b", "a100", "", "", weights, 64, 256, clients, 1, 1, 1.0, 1.0)
+        return predict(run, engine)[1]
+
+    assert 0.4 < next_token("fp8", 1) / next_token("bf16", 1) < 0.8
+    assert next_token("fp8", 64) < next_token("bf16", 64)
 
 
 def test_an_unknown_dense_model_has_the_size_of_its_name() -> None:

@@ -1,16 +1,17 @@
 """How other engines run: the few facts that the planner needs to predict their measured times.
 
-Each number has one physical meaning (parallel/planner/costs.py says which) and holds for all of
-an engine's rows, whatever model, GPU or degree. Fitted by fit_engines.py.
+Each number has one physical meaning (parallel/planner/costs.py says which) and holds for all rows
+of a version, whatever model, GPU or degree. Fitted by fit_engines.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.rows import Run
 from parallel.hardware.fields import read_yaml
 from parallel.hardware.overheads import Overheads
 from parallel.planner.costs import EngineCosts
@@ -25,7 +26,8 @@ class PeerEngine:
     a device that it fills with weights and cache, `cache_bytes` of a cached element under fp8.
     `reserve`: a request waits for room for all its tokens, TensorRT-LLM's default
     (GUARANTEED_NO_EVICT) and SGLang's in effect; vLLM takes blocks on demand. `spread` of the
-    lengths in the engine's own load generator, evenly around those given."""
+    lengths in the load generator, evenly around those given; `prompts` that it has, if it repeats
+    them and the engine finds them in its cache."""
 
     costs: EngineCosts
     front: FrontCosts
@@ -35,6 +37,7 @@ class PeerEngine:
     memory_share: float = 0.9
     cache_bytes: int = 1
     spread: float = 0.2
+    prompts: int = 0
 
 
 def read_engine(facts: Mapping[str, Any]) -> PeerEngine:
@@ -50,5 +53,16 @@ def read_engine(facts: Mapping[str, Any]) -> PeerEngine:
 
 
 def engines() -> dict[str, PeerEngine]:
-    """By the name in the `engine` column; `default` stands in for one that isn't there."""
     return {name: read_engine(facts) for name, facts in read_yaml(FILE).items()}
+
+
+def engine_key(run: Run, known: Iterable[str]) -> str:
+    """The longest of `known` that the run's "engine version weights" begins with; `default` for
+    an engine that isn't there."""
+    words = f"{run.engine} {run.version} {run.weights}"
+    fitting = (k for k in known if words.startswith(k) and not words[len(k) : len(k) + 1].isdigit())
+    return max(fitting, key=len, default="default")
+
+
+def engine_of(run: Run, known: Mapping[str, PeerEngine]) -> PeerEngine:
+    return known[engine_key(run, known)]

@@ -229,7 +229,8 @@ def _compute_seconds(
     formats, costs = model.formats, model.costs
     own = costs.overheads_on(device)
     weights = formats.weights.name
-    arithmetic = weights if weights == "fp8" else formats.compute.name
+    narrow = weights == "fp8" and weights in device.flops_per_second
+    arithmetic = weights if narrow else formats.compute.name
     start = own.layer_seconds + sequences * own.layer_sequence_seconds
     moved = tokens * formats.compute.bytes / costs.elementwise_bytes_per_second(device)
     seconds = products = 0.0
