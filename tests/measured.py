@@ -107,6 +107,11 @@ def _leader(step_seconds: float) -> Json:
         "run_seconds": 38 * step_seconds,
         "reply_seconds": 0.0,
         "phases": {"prefill": phase, "decode": phase},
+        "predicted": {
+            "ttft_seconds": 2 * step_seconds,
+            "tpot_seconds": step_seconds,
+            "tokens_per_second": 0.4 / step_seconds,
+        },
         "requests": {
             "ttft_seconds": 3 * step_seconds,
             "tpot_seconds": 1.1 * step_seconds,

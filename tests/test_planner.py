@@ -234,6 +234,27 @@ def test_the_tokens_way_back_and_receiving() -> None:
     assert alone.step(StepWork.decode(3, 30)).communication_seconds == 0.0
 
 
+def test_waiting_for_late_ranks_is_communication() -> None:
+    """Two stages of two ranks, 1 s for each of their collectives: eight layers have two, the first
+    stage looks tokens up, the last one gathers logits."""
+    late, formats = Overheads(late_seconds=1.0), choose_formats(BIG)
+    layout = Layout.make(BIG, Degrees(tp=2, pp=2))
+    bare, waiting = (
+        StepModel(layout, toy_cluster(*4 * [toy_device(overheads=own)]), formats)
+        for own in (Overheads(), late)
+    )
+    before, after = (m.step(StepWork.decode(3, 30)) for m in (bare, waiting))
+    assert after.seconds - before.seconds == pytest.approx(2 * 8 + 2)
+    assert after.communication_seconds - before.communication_seconds == pytest.approx(2 * 8 + 2)
+
+
+def test_the_first_requests_wait_for_each_other() -> None:
+    """One request of each client is the burst alone; the plan's load weighs it as one of ten."""
+    plan = toy_planner().plan(Degrees(), Wanted())
+    assert plan.load_over(1).ttft_seconds > plan.load_over(2).ttft_seconds
+    assert plan.load_over(2) == plan.load
+
+
 def test_an_allocators_fragmentation_is_a_share_of_the_activations() -> None:
     for share, beyond in ((0.0, 0), (0.1, 101), (0.25, 251), (2.0, 2002)):
         device = toy_device(kind="cuda", runtime_bytes=7, fragmentation=share)

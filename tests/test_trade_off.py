@@ -132,6 +132,24 @@ def test_saved_bytes_are_differences_of_the_plans() -> None:
     assert result.to_json()["saved"][0]["bytes"]["weights"]["measured"] is None
 
 
+def test_times_beside_the_measured_ones_are_of_the_same_requests() -> None:
+    """What its leader predicted of them; a step takes 10 ms there."""
+    side = made_trade_off(tp=2).layout
+    assert side.ttft_ms == Figure(pytest.approx(20), pytest.approx(30))
+    assert side.tpot_ms == Figure(pytest.approx(10), pytest.approx(11))
+    assert side.tokens_per_second == Figure(pytest.approx(40), pytest.approx(36))
+
+
+def test_a_baseline_that_was_not_run_is_compared_with_the_plan() -> None:
+    """Prediction with prediction of the same load, whatever requests were measured."""
+    side, one = made_trade_off(tp=2).layout, made_plan()
+    result = trade_off(side, planned_side(one), "one rank", [], "throughput", {}, {})
+    assert result.speed_up is not None
+    speed = side.plan["tokens_per_second"] / one["tokens_per_second"]
+    assert result.speed_up.predicted == pytest.approx(speed)
+    assert result.speed_up.measured is None
+
+
 # -------------------------------------------------------------------------------- verdicts
 
 

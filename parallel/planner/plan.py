@@ -92,12 +92,16 @@ class Plan:
 
     @cached_property
     def load(self) -> LoadTimes:
-        """The workload simulated on the replicas, each of which has its share of the clients: the
-        mean over them where their devices differ."""
-        kinds = unlike_replicas(self.layout, self.cluster)
-        return LoadTimes.mean([(self._load(replica), count) for replica, count in kinds])
+        """The workload's, over as many requests as stand for many."""
+        return self.load_over(1 + min(1.0, _STEADY_REQUESTS / self._clients))
 
-    def _load(self, replica: int) -> LoadTimes:
+    def load_over(self, rounds: float) -> LoadTimes:
+        """`rounds` requests of each client simulated on the replicas, each of which has its share
+        of the clients: the mean over them where their devices differ."""
+        kinds = unlike_replicas(self.layout, self.cluster)
+        return LoadTimes.mean([(self._load(replica, rounds), count) for replica, count in kinds])
+
+    def _load(self, replica: int, rounds: float) -> LoadTimes:
         limits, workload, batches = self.limits, self.workload, self.batches
         model = StepModel(
             self.layout,
@@ -114,9 +118,7 @@ class Plan:
             host_blocks=self.swap_blocks,
             move_seconds=self._move_seconds(replica),
         )
-        clients = self._clients
-        rounds = 1 + min(1.0, _STEADY_REQUESTS / clients)
-        load = Load(clients, workload.input_tokens, workload.output_tokens, rounds=rounds)
+        load = Load(self._clients, workload.input_tokens, workload.output_tokens, rounds=rounds)
 
         def seconds(work: StepWork) -> float:
             return model.round_seconds(work, batches, limits.step_tokens)

@@ -33,9 +33,9 @@ _REPLY_BYTES = 64
 class StepTime:
     """One step of one batch. `seconds` through all stages in turn and back; `slowest_seconds` of
     the stage that limits a full pipeline, the leader's host work included; `communication_seconds`
-    with receiving and the way back; `communication_bytes` sent by the rank that sends most;
-    `imbalance_seconds` that stages' slowest ranks take beyond the mean of their ranks; `passage`
-    is the same stage by stage."""
+    with waiting for late ranks, receiving and the way back; `communication_bytes` sent by the rank
+    that sends most; `imbalance_seconds` that stages' slowest ranks take beyond the mean of their
+    ranks; `passage` is the same stage by stage."""
 
     seconds: float
     slowest_seconds: float
@@ -96,9 +96,9 @@ class StepModel:
         for stage in self._stages:
             fixed = stage.fixed(work.tokens, work.sequences, work.rows, work.chunks > 0)
             computed = fixed.compute + stage.attention(work)
-            waited = fixed.communication + stage.late(fixed, computed)
-            busy.append(max(fixed.launch, computed + waited) + stage.receiving_seconds)
-            communication += fixed.communication + stage.receiving_seconds
+            moved = fixed.communication + stage.late(fixed, computed)
+            busy.append(max(fixed.launch, computed + moved) + stage.receiving_seconds)
+            communication += moved + stage.receiving_seconds
             imbalance += fixed.imbalance
             sent = max(sent, fixed.sent)
         busy[0] += self._host.step(work.sequences, 0)

@@ -120,20 +120,25 @@ def measured_side(found: Json) -> Side:
     """From `{"workload", "report", "ranks"}`, what runtime/measuring.py brings back."""
     report, entries = found["report"], found["ranks"]
     plan = report["plan"]
-    replicas = [e["leader"]["requests"] for e in entries if e["leader"] is not None]
-
-    def mean(key: str) -> float:
-        return float(sum(r[key] for r in replicas) / len(replicas))
-
+    leaders = [e["leader"] for e in entries if e["leader"] is not None]
     here = -(-found["workload"]["concurrency"] // plan["dp"])
-    speed = mean("tokens_per_second") * found["workload"]["concurrency"] / here
+    share = found["workload"]["concurrency"] / here
+
+    def mean(key: str, times: float) -> Figure:
+        """Of the replicas; what is predicted here is of the same requests."""
+        predicted, measured = (
+            times * sum(leader[kind][key] for leader in leaders) / len(leaders)
+            for kind in ("predicted", "requests")
+        )
+        return Figure(predicted, measured)
+
     phases = {phase: costs for phase in PHASES if (costs := _phase(found, phase)) is not None}
     return Side(
         plan,
         report,
-        Figure(plan["ttft_ms"], mean("ttft_seconds") * 1e3),
-        Figure(plan["tpot_ms"], mean("tpot_seconds") * 1e3),
-        Figure(plan["tokens_per_second"], speed),
+        mean("ttft_seconds", 1e3),
+        mean("tpot_seconds", 1e3),
+        mean("tokens_per_second", share),
         phases,
     )
 

@@ -82,7 +82,7 @@ def trade_off(
     if baseline is not None:
         alike = layout if baseline.report is not None else layout.as_planned()
         saved = tuple(_saved(alike, baseline, rank["rank"]) for rank in layout.plan["ranks"])
-        speed_up = layout.tokens_per_second.over(baseline.tokens_per_second)
+        speed_up = _speed(alike).over(_speed(baseline))
     verdict = decide(
         _timed(layout), None if baseline is None else _timed(baseline), candidates, objective
     )
@@ -103,6 +103,12 @@ def _timed(side: Side) -> Candidate:
     return Candidate.of(side.plan).timed(
         side.ttft_ms.measured, side.tpot_ms.measured, side.tokens_per_second.measured
     )
+
+
+def _speed(side: Side) -> Figure:
+    """Tokens per second; where it wasn't run, of the plan's requests."""
+    measured = side.tokens_per_second
+    return measured if side.report else Figure(side.plan["tokens_per_second"], measured.measured)
 
 
 def _saved(layout: Side, baseline: Side, rank: int) -> Saved:

@@ -182,6 +182,7 @@ def _serve(job: RankJob, rounds: int) -> Json | None:
         "reply_seconds": engine.reply_seconds,
         "phases": predicted_costs(plan, job.clock),
         "requests": loop.times(),
+        "predicted": asdict(plan.load_over(rounds)),
     }
 
 

@@ -36,8 +36,9 @@ _ATTENTION_SHARE = 0.1
 """Of a device's arithmetic, what attention with a mask reaches at the least."""
 _GREEDY = Sampling()
 _EVERYTHING = Sampling(
-    temperature=1.0, top_p=0.9999999, repetition_penalty=1.1, presence_penalty=0.5
+    temperature=100.0, top_p=0.9999999, repetition_penalty=1.1, presence_penalty=0.5
 )
+"""So hot that top-p keeps (nearly) all of the vocabulary, whatever the weights."""
 
 
 @dataclass(frozen=True)
