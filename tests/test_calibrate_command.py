@@ -40,6 +40,7 @@ def test_the_file_is_a_cluster_for_each_number_of_ranks(file: Path, ranks: int) 
         assert kind.kind == "cpu" and not kind.estimated
         assert kind.overheads is not None and kind.overheads.layer_seconds > 0
         assert kind.overheads.step_seconds > 0 and kind.overheads.logit_seconds > 0
+        assert kind.overheads.host_bytes_per_second is not None
         assert kind.runtime_bytes > 0
         small, large = (kind.product_seconds(n, 1024, 1024, "bf16", "bf16") for n in (1, 512))
         assert 0 < small < large
@@ -49,6 +50,8 @@ def test_the_file_is_a_cluster_for_each_number_of_ranks(file: Path, ranks: int) 
             for operation, size in (("send", 1 << 10), ("all_reduce", 1 << 24))
         )
         assert 0 < few < many
+        assert cluster.link(0, 1, "send").kind == cluster.link(0, 1, "all_reduce").kind
+        assert few < cluster.message_seconds(1 << 10, 1, 0)
 
 
 def test_the_file_says_how_it_came_about(file: Path) -> None:
@@ -62,7 +65,7 @@ def test_the_file_says_how_it_came_about(file: Path) -> None:
     for ranks, entry in body["by_ranks"].items():
         notes = entry["calibration"]
         assert notes["ranks"] == ranks and "provenance" not in notes
-        assert {"memory", "products", "logits"} <= set(notes["spread"])
+        assert {"memory", "products", "logits", "swaps"} <= set(notes["spread"])
         assert {"products", "layers"} <= set(notes["errors"])
     assert "node gloo" in body["by_ranks"][2]["calibration"]["errors"]
 

@@ -230,3 +230,17 @@ def test_halves_of_an_all_reduce(size: float, ranks: int) -> None:
     assert parts - FAST.base_seconds == pytest.approx(
         FAST.collective_seconds("all_reduce", size, ranks)
     )
+
+
+def test_a_message_takes_the_general_way() -> None:
+    """Stages share memory for hidden states, processes don't for what they tell each other."""
+    fast = Link("shared_memory", 5e9, base_seconds=1e-6, operations=("all_reduce", "send"))
+    slow = Link("loopback", 1e9, base_seconds=1e-4)
+    toy = load_cluster("8xh100", CLUSTERS).devices[0].type
+    node = Node("box", (toy, toy), fast, 2, GIB, slow)
+    two = Cluster("two", (node, node), Link("network", 1e9, base_seconds=1e-3))
+    assert two.collective_seconds("send", 1000, (0, 1)) == pytest.approx(1.2e-6)
+    assert two.message_seconds(1000, 0, 1) == pytest.approx(1.01e-4)
+    assert two.message_seconds(1000, 1, 2) == pytest.approx(1.001e-3)
+    alone = Cluster("one", (Node("box", (toy, toy), slow, 2, GIB),))
+    assert alone.message_seconds(1000, 1, 0) == pytest.approx(1.01e-4)

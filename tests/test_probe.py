@@ -136,6 +136,15 @@ def test_ranks_share_the_cores(tmp_path: Path) -> None:
         probe_local(0, root=root, nvml=NO_GPU)
 
 
+def test_stages_send_through_memory_where_there_are_native_kernels(tmp_path: Path) -> None:
+    flags = "avx512_bf16 avx512f avx512bw avx512dq avx512vl"
+    root = root_with(tmp_path, {"proc/cpuinfo": f"flags\t\t: fpu {flags}\n"})
+    each = probe_local(usable_cores(root), root=root, nvml=NO_GPU)
+    assert each.devices[0].type.native_kernels
+    assert each.nodes[0].link_for("send").kind == "shared_memory"
+    assert each.nodes[0].link_for("all_gather").kind == "loopback"
+
+
 def test_local_all_reduce_is_near_what_was_measured() -> None:
     measured = {4096: 7.6e-6, 1 << 20: 162e-6}
     for size, seconds in measured.items():

@@ -78,11 +78,13 @@ def measure_eager(
     device: Device,
     operations: Sequence[str],
     budget_seconds: float,
+    starter: Communicator | None = None,
 ) -> Measured:
-    """As the layers call them. All members of the group call it."""
+    """As the layers call them. All members of the group call it. They start together by an
+    all-reduce over `starter`, their own group where it isn't given."""
     sizes = CUDA_SIZES if device.kind == "cuda" else SIZES
     cases = list(_cases(communicator, device, operations, sizes))
-    found = _measure(bench, communicator, cases, "eager", budget_seconds)
+    found = _measure(bench, communicator, cases, "eager", budget_seconds, starter)
     communicator.flush()
     communicator.resolve()
     return found
@@ -109,12 +111,13 @@ def _measure(
     cases: Sequence[Case],
     launch: Launch,
     budget_seconds: float,
+    starter: Communicator | None = None,
 ) -> Measured:
     start = torch.zeros(1, dtype=torch.bfloat16, device=communicator.device.torch_device)
     timings = bench.measure(
         [case.call for case in cases],
         budget_seconds,
-        before=partial(communicator.all_reduce, start, _LAYER),
+        before=partial((starter or communicator).all_reduce, start, _LAYER),
     )
     points = [
         CollectivePoint(

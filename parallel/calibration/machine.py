@@ -39,8 +39,6 @@ from parallel.precision import precision
 Json = dict[str, Any]
 _READ_ROWS = 16
 """A product of more rows computes more than it reads."""
-_FAST_OPERATIONS = ("all_reduce", "all_gather")
-"""What shared memory carries (collectives/shared_memory.py)."""
 
 
 def fit_cluster(name: str, measures: Sequence[Json]) -> tuple[Cluster, Json]:
@@ -163,9 +161,12 @@ def _joined(node: Node, groups: Sequence[Json], errors: Json) -> Node:
     if not any(g["backend"] == "gloo" and g["where"] == "node" for g in groups):
         return node
     general = _fitted(LOOPBACK, groups, "node", "gloo", errors)
-    if not any(g["backend"] == "shared_memory" for g in groups):
+    carried = {
+        p["operation"] for g in groups if g["backend"] == "shared_memory" for p in g["points"]
+    }
+    if not carried:
         return replace(node, link=general, general_link=None)
-    link = replace(node.link, operations=_FAST_OPERATIONS)
+    link = replace(node.link, operations=tuple(sorted(carried)))
     fast = _fitted(link, groups, "node", "shared_memory", errors)
     return replace(node, link=fast, general_link=general)
 

@@ -132,6 +132,14 @@ class Cluster:
             for link in self._links(operation, ranks)
         )
 
+    def message_seconds(self, size: float, rank_a: int, rank_b: int) -> float:
+        """Seconds of `size` bytes from one process to another, over whatever carries sends where
+        nothing is shared."""
+        a, b = self.device(rank_a).node, self.device(rank_b).node
+        node = self.nodes[a]
+        link = self._network(1) if a != b else node.general_link or node.link
+        return link.within(2).collective_seconds("send", size, 2)
+
     def _links(self, operation: str, ranks: Sequence[int]) -> list[Link]:
         key = (operation, tuple(ranks))
         if key not in self._joined:

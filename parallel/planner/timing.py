@@ -113,9 +113,9 @@ class StepModel:
             return 0.0
         if rows not in self._replies:
             degrees = self.layout.degrees
-            ends = tuple(degrees.rank(0, pp, self.replica) for pp in (degrees.pp - 1, 0))
+            last, leader = (degrees.rank(0, pp, self.replica) for pp in (degrees.pp - 1, 0))
             size = rows * _REPLY_BYTES
-            self._replies[rows] = self.cluster.collective_seconds("send", size, ends, "eager")
+            self._replies[rows] = self.cluster.message_seconds(size, last, leader)
         return self._replies[rows]
 
     def round_seconds(self, work: StepWork, batches: int, batch_tokens: int | None = None) -> float:

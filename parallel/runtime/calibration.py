@@ -19,11 +19,14 @@ from parallel.calibration.collectives import (
 from parallel.calibration.memory import cold_bytes, measure_read
 from parallel.calibration.overheads import WayPoint, measure_logits
 from parallel.calibration.products import measure_products
+from parallel.collectives.channels import start_channels
+from parallel.collectives.communicator import Communicator
 from parallel.collectives.mesh import Mesh, MeshOptions
 from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
 from parallel.hardware.probe import hosts_like
 from parallel.hardware.writing import cluster_document
+from parallel.instrument.ledger import Ledger
 from parallel.runtime.fragmentation import measure_fragmentation
 from parallel.runtime.job import RankJob
 from parallel.runtime.joint_timing import measure_joint
@@ -155,12 +158,26 @@ class _Measures:
         world = len(self.nodes)
         if world == 1:
             return []
-        group = make_group(range(world), self.job.rank, self.device, "pp", batches=world)
-        assert group is not None
-        mesh = mesh_along(self.device, group.communicator)
+        stages = self._stages("ways")
+        mesh = mesh_along(self.device, stages)
         found = measure_ways(self.job, mesh, self.peers, self.hosts, self._budget("ways"))
-        group.communicator.close()
+        stages.close()
         return found
+
+    @property
+    def _in_memory(self) -> bool:
+        return self.job.mesh.tp.backend == "shared_memory"
+
+    def _stages(self, purpose: str) -> Communicator:
+        """All ranks, as stages that send in the way the runtime would."""
+        exchange, ranks = self.job.mesh.exchange, range(len(self.nodes))
+        group = make_group(ranks, self.job.rank, self.device, "pp", batches=len(ranks))
+        assert group is not None
+        if not (self._in_memory and self.device.native):
+            return group.communicator
+        key = f"calibration/{purpose}"
+        channels = start_channels(group.transport, "measured", exchange, ranks, key)
+        return Communicator("pp", ranks, self.job.rank, channels, Ledger(), self.device)
 
     def _groups(self) -> list[Json]:
         """The whole mesh as the runtime made it; then groups within the first node by size, and
@@ -174,18 +191,26 @@ class _Measures:
         wanted = [("node", list(range(size))) for size in group_sizes(own)]
         firsts = [self.nodes.index(n) for n in range(max(self.nodes) + 1)]
         wanted += [("network", firsts[:size]) for size in group_sizes(len(firsts))]
-        shared = self.job.mesh.tp.backend == "shared_memory"
-        share = 1 / (len(wanted) + shared)
-        if shared:
-            bench = self._bench("collectives", share)
-            operations = ("all_reduce", "all_gather")
-            budget = share * self._budget("collectives")
-            tp = self.job.mesh.tp
-            found.append(_group("node", measure_eager(bench, tp, self.device, operations, budget)))
+        share = 1 / (len(wanted) + 2 * self._in_memory)
+        if self._in_memory:
+            found.append(_group("node", self._shared_memory(share)))
         for where, ranks in wanted:
             found += self._general(where, ranks, share)
             self.peers.align()
         return found
+
+    def _shared_memory(self, share: float) -> Measured:
+        """What it carries here: sends as well where stages have channels."""
+        budget, tp = share * self._budget("collectives"), self.job.mesh.tp
+        bench = self._bench("collectives", share)
+        summed = measure_eager(bench, tp, self.device, ("all_reduce", "all_gather"), budget)
+        stages = self._stages("sends")
+        if stages.backend != tp.backend:
+            stages.close()
+            return summed
+        sent = measure_eager(bench, stages, self.device, ("send",), budget, tp)
+        stages.close()
+        return Measured(tp.backend, summed.points + sent.points, summed.timings + sent.timings)
 
     def _general(self, where: str, ranks: list[int], share: float) -> list[Json]:
         group = make_group(ranks, self.job.rank, self.device)
