@@ -57,8 +57,7 @@ _UNEXPLAINED = ("gb200",)
 
 
 def fit(runs: Sequence[Run], known: Mapping[str, Facts]) -> dict[str, float]:
-    """One set of numbers for `runs`; what isn't fitted is their own entry's. A number that the
-    entry says is 0 stays so."""
+    """One set of numbers for `runs`; what isn't fitted is their own entry's."""
     own = [known[engine_key(run, known)] for run in runs]
     start = known["default"]
     names = [name for name in STRAY if all(facts.get(name) != 0 for facts in own)]
@@ -69,7 +68,7 @@ def fit(runs: Sequence[Run], known: Mapping[str, Facts]) -> dict[str, float]:
 
     def figures(values: Array) -> list[float]:
         fitted = numbers(values)
-        engines = [read_engine({**facts, **fitted}) for facts in own]
+        engines = [read_engine(filled(facts, fitted)) for facts in own]
         times = [predict(run, engine) for run, engine in zip(runs, engines, strict=True)]
         return [f for ttft, tpot in times for f in (tpot, ttft**_FIRST_TOKEN_WEIGHT)]
 
@@ -81,10 +80,15 @@ def fit(runs: Sequence[Run], known: Mapping[str, Facts]) -> dict[str, float]:
     return {name: float(f"{value:.3g}") for name, value in numbers(values).items()}
 
 
+def filled(entry: Facts, fitted: Facts) -> Facts:
+    """A number that the entry says is 0 stays so."""
+    return {**entry, **{name: v for name, v in fitted.items() if entry.get(name) != 0}}
+
+
 def show(part: Sequence[Run], fitted: Facts, known: Mapping[str, Facts], name: str) -> None:
     first, following = [], []
     for run in part:
-        ttft, tpot = predict(run, read_engine({**known[engine_key(run, known)], **fitted}))
+        ttft, tpot = predict(run, read_engine(filled(known[engine_key(run, known)], fitted)))
         first.append(ttft / run.ttft_seconds - 1)
         following.append(tpot / run.tpot_seconds - 1)
     print(f"{name}: {len(part)} rows, next token {summary(following)}")
