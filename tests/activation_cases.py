@@ -71,12 +71,12 @@ def peaks(
 ) -> list[dict[str, int]]:
     """For each case (arguments of `plan_of`) the bytes of this rank, predicted and measured."""
     torch.set_num_threads(1)
-    device, mesh = CpuDevice(1), Degrees(tp=degrees[0], pp=degrees[1])
+    mesh = Degrees(tp=degrees[0], pp=degrees[1])
     first = plan_of(degrees=mesh, **cases[0])
-    job = RankJob(first, rank, device, MeshOptions(collectives, 60.0, first.batches))
+    job = RankJob(first, rank, device_of(first), MeshOptions(collectives, 60.0, first.batches))
     found = []
     try:
-        shared = job.mesh.tp.backend == "shared_memory"
+        shared = "shared_memory" in (job.mesh.tp.backend, job.mesh.pp.backend)
         for case in cases:
             plan = plan_of(degrees=mesh, shared_memory=shared, **case)
             worker = ready_worker(job, plan)
@@ -94,6 +94,8 @@ def peaks(
                     "measured": peak.measured,
                     "late": late,
                     "held": memory.weights + memory.kv_cache,
+                    "buffers": memory.communication,
+                    "real_buffers": job.mesh.buffer_bytes or 0,
                 }
             )
     finally:

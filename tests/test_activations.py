@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.random_llama import ensure_random_llama
 from parallel.conversion.resolve import resolve_model
+from parallel.planner.memory import CHANNEL_BYTES
 from tests.activation_cases import any_steps
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.rank_pool import RankPool
@@ -45,6 +46,20 @@ def test_peak_of_real_models(pool: RankPool, model: str, tp: int, pp: int) -> No
     alone = [f["predicted"] / f["measured"] - 1 for f in checked]
     print(f"{model} tp={tp} pp={pp}: peak +{max(over):.2%}, activations alone +{max(alone):.1%}")
     assert max(over) <= 0.03
+
+
+def test_what_stages_send_through_shared_memory_is_not_kept(
+    pool: RankPool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It is in the ring, whose bytes are the plan's."""
+    model = make_checkpoint("llama-5-heads-1-kv", tmp_path_factory.getbasetemp())
+    limits = {"step_tokens": 48, "requests": 6, "context_tokens": 200}
+    case = {"model": str(model), "limits": limits}
+    cases = "tests.activation_cases:peaks"
+    found = pool.run(cases, 2, degrees=[1, 2], cases=[case], collectives="auto")
+    for f in check(found):
+        assert f["late"] == 0
+        assert f["real_buffers"] == f["buffers"] == CHANNEL_BYTES
 
 
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)

@@ -201,13 +201,14 @@ def test_ledger_counts_what_the_plan_counts(
         assert set(rows) == {("send", "stage")}
 
 
+@pytest.mark.parametrize("axis", ["tp", "pp"])
 def test_shared_memory_gives_the_same_and_leaves_nothing_behind(
-    pool: RankPool, checkpoints: Path, tmp_path: Path
+    axis: str, pool: RankPool, checkpoints: Path, tmp_path: Path
 ) -> None:
     path = make_checkpoint("llama-5-heads-1-kv", checkpoints)
     before = set(Path("/dev/shm").iterdir())
     answers = check_against_transformers(
-        pool, path, Degrees(tp=2), tmp_path, 503, collectives="shared_memory"
+        pool, path, Degrees(**{axis: 2}), tmp_path, 503, collectives="shared_memory"
     )
-    assert answers[0]["backends"][0].startswith("tp: 2 ranks over shared_memory")
+    assert answers[0]["backends"][0].startswith(f"{axis}: 2 ranks over shared_memory")
     assert set(Path("/dev/shm").iterdir()) <= before
