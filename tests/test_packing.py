@@ -77,6 +77,29 @@ def test_native_products_are_rounded_once(
     packed = device.pack_linear(weight.clone(), added)
     assert packed is not None and packed.bytes == weight.nbytes
     assert_rounded(packed(x), exact, 2 * pairs)
+    wide = packed.wide(x)
+    assert wide.dtype is torch.float32
+    torch.testing.assert_close(wide.bfloat16(), packed(x), rtol=0, atol=0)
+    bound = 2.0**-24 * 8 * (2 * pairs) ** 1.5 + 2.0**-24 * exact.abs()
+    assert bool(((wide - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("device", NATIVE)
+@pytest.mark.parametrize("rows", [1, 13])
+def test_a_head_keeps_what_bf16_would_round_away(device: CpuDevice, rows: int) -> None:
+    """256.25 and 256.5 are the same number in bf16, which has 8 digits."""
+    made = Linear(torch.tensor([[256, 0.25], [256, 0.5], [256, 0]]).bfloat16(), None)
+    assert made.pack(device) is not None
+    found = made.wide(torch.ones(rows, 2).bfloat16(), device)
+    assert found.tolist() == [[256.25, 256.5, 256.0]] * rows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_heads_that_are_not_packed_are_float_as_well(dtype: torch.dtype) -> None:
+    weight, x = random(6, 4).to(dtype), random(3, 4, seed=1).to(dtype)
+    found = Linear(weight, None).wide(x, CpuDevice())
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, F.linear(x, weight).float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", NATIVE)
@@ -94,6 +117,7 @@ def test_a_row_has_the_result_that_it_has_alone(
     torch.set_num_threads(3 - threads)
     alone = torch.cat([packed(row) for row in x.split(1)])
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    torch.testing.assert_close(packed.wide(x).bfloat16(), together, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", NATIVE)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 P = ParamSpec("P")
@@ -67,6 +68,11 @@ class PackedLinear(ABC):
     @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in] → [T, out]"""
+
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in float32; of sums that were never rounded, where the product can leave
+        them."""
+        return self(x).float()
 
 
 class PackedTable(PackedLinear):
@@ -162,6 +168,11 @@ class Device(ABC):
     def pack_table(self, weight: torch.Tensor) -> PackedTable | None:
         """The same for a weight whose rows are looked up as well."""
         return None
+
+    def wide_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """[T, in] with a weight [out, in] that isn't packed → [T, out] in float32, rounded before
+        only where the device's product can't do without."""
+        return F.linear(x, weight).float()
 
     @abstractmethod
     def timer(self) -> Timer: ...

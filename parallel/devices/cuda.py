@@ -85,6 +85,14 @@ def compiler_lacks() -> str:
     return ""
 
 
+def wide_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[T, in] with [out, in] → [T, out] in float32, as the library sums it."""
+    if x.dtype is torch.float32:
+        return x.mm(weight.t())
+    out: torch.Tensor = torch.ops.aten.mm.dtype(x, weight.t(), torch.float32)
+    return out
+
+
 class CudaDevice(Device):
     kind = "cuda"
     immediate = False
@@ -115,6 +123,9 @@ class CudaDevice(Device):
         """Compiled at the first call, for any number of rows at the second one with another number;
         warm-up makes those calls, and a graph is captured after its own first run."""
         return run if self.uncompiled else torch.compile(run)
+
+    def wide_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return wide_product(x, weight)
 
     def capture(self, run: Callable[[], None]) -> Graph | None:
         """All graphs share one pool: none runs beside another. Other threads (the watchdog's) go on

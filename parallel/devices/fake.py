@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from parallel.devices.base import Device, MemoryInUse, MemoryStatistics, Timer
 from parallel.devices.cpu import HostTimer
+from parallel.devices.cuda import wide_product
 
 
 class FakeCudaDevice(Device):
@@ -41,6 +42,9 @@ class FakeCudaDevice(Device):
 
     def numbers(self, values: Sequence[int] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(len(values), dtype=dtype, device=self.torch_device)
+
+    def wide_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return wide_product(x, weight)
 
     def timer(self) -> Timer:
         return HostTimer()

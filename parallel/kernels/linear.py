@@ -33,6 +33,14 @@ class Linear:
         assert self.weight is not None
         return F.linear(x, self.weight, self.bias)
 
+    def wide(self, x: torch.Tensor, device: Device) -> torch.Tensor:
+        """[T, in] → [T, out] in float32: what is compared isn't rounded to a narrower format first,
+        if the device can do without. For weights without a bias."""
+        if self._packed is not None:
+            return self._packed.wide(x)
+        assert self.weight is not None and self.bias is None
+        return device.wide_product(x, self.weight)
+
 
 class Table(Linear):
     """A weight [rows, in] without a bias whose rows are looked up as well: a tied head."""

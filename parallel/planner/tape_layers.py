@@ -134,8 +134,10 @@ def logits(tape: Tape, hidden: int, head: HeadShape, rows: int, late: int) -> No
     picked = tape.take(rows * hidden * tape.width)
     norm(tape, rows, hidden, head.rms)
     tape.give(picked)
-    result = tape.take(rows * head.local * tape.width)
-    if tape.width != _FLOAT:
+    # Of odd inputs there is no native product.
+    direct = tape.cuda or (tape.native and hidden % 2 == 0)
+    result = tape.take(rows * head.local * (_FLOAT if direct else tape.width))
+    if tape.width != _FLOAT and not direct:
         wide = tape.take(rows * head.local * _FLOAT)
         tape.give(result)
         result = wide

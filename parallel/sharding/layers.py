@@ -59,7 +59,7 @@ class VocabularyHead:
         self.sizes = [p.size for p in pieces]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        local = self.linear(x).float()
+        local = self.linear.wide(x, self.axis.device)
         if self.axis.size == 1:
             return local
         return self.axis.all_gather(local, self.sizes, "logits")

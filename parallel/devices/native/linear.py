@@ -27,7 +27,11 @@ class NativeTable(PackedTable):
         return cls(weight, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self._product(x, self._packed, self._bias)
+        out: torch.Tensor = self._product(x, self._packed, self._bias, False)
+        return out
+
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self._product(x, self._packed, self._bias, True)
         return out
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:

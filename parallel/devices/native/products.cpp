@@ -1,4 +1,5 @@
-// Products of bf16 [T, K] with a weight [N, K] that was packed in place, summed in float32.
+// Products of bf16 [T, K] with a weight [N, K] that was packed in place, summed in float32 and
+// rounded to bf16 once, or left as they are.
 //
 // Packed: panels of 32 columns of the product (rows of the weight), one after the other. A panel
 // holds for each pair of inputs k, k+1 the two values of its first column, of its second one, …:
@@ -31,7 +32,9 @@ struct Product {
   const bf16* weight;
   int64_t columns;
   const bf16* bias;
-  bf16* out;
+  char* out;
+  bool wide;  // results stay float32
+  int64_t out_bytes() const { return wide ? sizeof(float) : sizeof(bf16); }
 };
 
 // Where one tile reads and writes. `partial` keeps sums between blocks of pairs.
@@ -45,8 +48,9 @@ struct Tile {
   bool first, last;
   float* partial;
   const bf16* bias;
-  bf16* out;
-  int64_t out_stride;
+  char* out;
+  int64_t out_stride;  // bytes
+  bool wide;
 };
 
 inline __m512bh as_pairs(__m512i bits) { return (__m512bh)bits; }
@@ -102,8 +106,13 @@ __attribute__((always_inline)) inline void run_tile(const Tile& t) {
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_add_ps(sums[r][half], bias));
-      _mm256_mask_storeu_epi16(t.out + r * t.out_stride + 16 * half, mask, (__m256i)rounded);
+      const __m512 sum = _mm512_add_ps(sums[r][half], bias);
+      char* to = t.out + r * t.out_stride;
+      if (t.wide) {
+        _mm512_mask_storeu_ps(to + half * 64, mask, sum);
+      } else {
+        _mm256_mask_storeu_epi16(to + half * 32, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+      }
     }
   }
 }
@@ -135,13 +144,14 @@ inline int64_t panel_width(const Product& p, int64_t panel) {
 // Up to 12 rows: one tile a panel, the weights read once from memory.
 void run_few(const Product& p, int64_t begin, int64_t end) {
   Tile t{.x = p.x, .x_stride = p.x_stride, .pairs = p.pairs, .first = true, .last = true};
-  t.out_stride = p.columns;
+  t.out_stride = p.columns * p.out_bytes();
+  t.wide = p.wide;
   for (int64_t panel = begin; panel < end; ++panel) {
     t.weight = p.weight + panel * kPanel * 2 * p.pairs;
     t.width = panel_width(p, panel);
     t.ahead = reinterpret_cast<const char*>(t.weight) + kAhead;
     t.bias = p.bias == nullptr ? nullptr : p.bias + panel * kPanel;
-    t.out = p.out + panel * kPanel;
+    t.out = p.out + panel * kPanel * p.out_bytes();
     kTiles<false, 2>[p.rows - 1](t);
   }
 }
@@ -189,7 +199,8 @@ void run_many(const Product& p, int64_t begin, int64_t end) {
           t.first = pair_block == 0;
           t.last = pair_block == pair_blocks - 1;
           t.bias = p.bias == nullptr ? nullptr : p.bias + panel * kPanel;
-          t.out_stride = p.columns;
+          t.out_stride = p.columns * p.out_bytes();
+          t.wide = p.wide;
           const char* next =
               reinterpret_cast<const char*>(t.weight + kPanel * 2 * p.pairs);
           for (int64_t i = 0; i < count; ++i) {
@@ -197,7 +208,7 @@ void run_many(const Product& p, int64_t begin, int64_t end) {
             const int64_t size = part_begin(rows, i + 1, count) - at;
             t.x = inputs.data() + at * 2 * pairs;
             t.partial = partials.data() + ((panel - low) * most_rows + at) * kPanel;
-            t.out = p.out + (row + at) * p.columns + panel * kPanel;
+            t.out = p.out + ((row + at) * p.columns + panel * kPanel) * p.out_bytes();
             t.ahead = next + (i == 1 ? 64 * pairs : 0);
             (i < 2 ? kTiles<true, 1> : kTiles<true, 0>)[size - 1](t);
           }
@@ -218,16 +229,17 @@ void check_weight(const at::Tensor& weight) {
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight,
-                   const std::optional<at::Tensor>& bias) {
+                   const std::optional<at::Tensor>& bias, bool wide) {
   check_weight(weight);
   const int64_t columns = weight.size(0), inner = weight.size(1);
   TORCH_CHECK(x.dim() == 2 && x.size(1) == inner && x.scalar_type() == at::kBFloat16 &&
                   x.stride(1) == 1,
               "inputs are bf16 [T, ", inner, "], rows without gaps");
-  at::Tensor out = at::empty({x.size(0), columns}, x.options());
+  at::Tensor out = at::empty({x.size(0), columns},
+                             x.options().dtype(wide ? at::kFloat : at::kBFloat16));
   if (out.numel() == 0) return out;
   Product p{bits(x), x.size(0), x.stride(0), inner / 2, bits(weight), columns, nullptr,
-            static_cast<bf16*>(out.mutable_data_ptr())};
+            static_cast<char*>(out.mutable_data_ptr()), wide};
   if (bias.has_value()) {
     TORCH_CHECK(bias->scalar_type() == at::kBFloat16 && bias->is_contiguous() &&
                     bias->numel() == columns,
@@ -251,8 +263,9 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight,
 }
 
 at::Tensor product_meta(const at::Tensor& x, const at::Tensor& weight,
-                        const std::optional<at::Tensor>&) {
-  return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options());
+                        const std::optional<at::Tensor>&, bool wide) {
+  return at::empty_symint({x.sym_size(0), weight.sym_size(0)},
+                          x.options().dtype(wide ? at::kFloat : at::kBFloat16));
 }
 
 void pack(at::Tensor weight) {
@@ -313,7 +326,7 @@ at::Tensor packed_rows_meta(const at::Tensor& weight, const at::Tensor& ids) {
 }  // namespace tessera
 
 TORCH_LIBRARY_FRAGMENT(tessera_native, library) {
-  library.def("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  library.def("product(Tensor x, Tensor weight, Tensor? bias, bool wide) -> Tensor");
   library.def("pack_(Tensor(a!) weight) -> ()");
   library.def("packed_rows(Tensor weight, Tensor ids) -> Tensor");
 }
