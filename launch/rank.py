@@ -100,6 +100,8 @@ def run_rank(
         with rank_log() as log, ending_at_failure():
             if folder.decided_here:
                 log.open(folder.path())
+            else:
+                log.keep()
             if is_first_rank():
                 show_plan(plan)
                 host = make_host()

@@ -1,7 +1,7 @@
 """What a rank prints, in its run's folder as well: `rank0.log`, `rank1.log`, ….
 
-Standard output and error of the rank's own Python; what native libraries and child processes write
-goes to the terminal alone. Progress bars stay out of it.
+Standard output and error of the rank's Python, of native libraries and of child processes. Progress
+bars of its Python stay out of it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO, cast
+from tempfile import TemporaryFile
+from typing import IO, Any, TextIO, cast
+
+from launch.descriptors import Descriptors
+from launch.restarts import start_number
 
 
 class RankLog:
-    """Keeps what is said until it knows where to write it."""
+    """Keeps what Python says until it knows where to write it; with `keep` all the rest too."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
         self._kept: list[str] = []
+        self._spool: IO[bytes] | None = None
         self._file: TextIO | None = None
         self._decided = False
+
+    def keep(self) -> None:
+        """For a rank that is told only later where its log is."""
+        self._spool = TemporaryFile()  # noqa: SIM115
+        place = f"/dev/fd/{self._spool.fileno()}"
+        self._begin(_append(Path(place)), place, (self._spool.fileno(),))
 
     def open(self, folder: Path | None) -> None:
         """Writes into `folder` from now on, what came before too; nowhere where that is None, or
@@ -30,11 +42,27 @@ class RankLog:
         if self._decided:
             return
         self._decided = True
-        if folder is not None:
-            self._file = _opened(folder)
-        if self._file is not None:
-            self._file.write("".join(self._kept))
+        before, self._file = self._file, None
+        path = None if folder is None else folder / f"rank{os.environ.get('RANK', '0')}.log"
+        file = None if path is None else _opened(path)
+        if file is not None:
+            self._begin(file, str(path))
+        elif self._spool is not None:
+            self._descriptors.restore()
+        if before is not None:
+            before.close()
+        if self._spool is not None:
+            self._spool.seek(0)
+            if self._file is not None:
+                self._file.write(self._spool.read().decode(errors="replace"))
+            self._spool.close()
         self._kept.clear()
+
+    def _begin(self, file: TextIO, place: str, held: Iterable[int] = ()) -> None:
+        file.write("".join(self._kept))
+        self._kept.clear()
+        self._file = file
+        self._descriptors.copy_to(place, held)
 
     def add(self, text: str) -> None:
         if "\r" in text:
@@ -50,22 +78,26 @@ class RankLog:
 
     def close(self) -> None:
         self.open(None)
+        self._descriptors.close()
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
-def _opened(folder: Path) -> TextIO | None:
-    """Ranks that are started anew go on in the same file; a rank may end at any moment, so that
-    lines are written as they come."""
-    name = f"rank{os.environ.get('RANK', '0')}.log"
+def _opened(path: Path) -> TextIO | None:
+    """Ranks that are started anew go on in the same file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / name).open("a", encoding="utf-8", errors="replace", buffering=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _append(path)
     except OSError as error:
-        message = f"warning: no log of this rank ({folder / name}: {error.strerror})"
+        message = f"warning: no log of this rank ({path}: {error.strerror})"
         print(message, file=sys.stderr, flush=True)
         return None
+
+
+def _append(path: Path) -> TextIO:
+    """A rank may end at any moment, so that lines are written as they come."""
+    return path.open("a", encoding="utf-8", errors="replace", buffering=1)
 
 
 class _Both:
@@ -89,13 +121,18 @@ class _Both:
 
 @contextmanager
 def rank_log() -> Iterator[RankLog]:
-    log = RankLog()
+    descriptors = Descriptors()
+    log = RankLog(descriptors)
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    log.stamp(f"rank {rank} of {world} on {platform.node()}, process {os.getpid()}")
+    who = f"rank {rank} of {world} on {platform.node()}, process {os.getpid()}"
+    log.stamp(f"{who}, start {start_number()} of this run")
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, _Both(stream, log)) for stream in before)
+    sys.stdout, sys.stderr = (
+        cast(TextIO, _Both(descriptors.stream(stream), log)) for stream in before
+    )
     try:
         yield log
+        descriptors.restore()
         log.stamp("ended well")
     finally:
         sys.stdout, sys.stderr = before

@@ -1,7 +1,7 @@
 """A run's folder: its configuration, its report, and what each rank printed.
 
-One for all ranks. The process that starts ranks makes it and tells them by an environment variable;
-ranks that torchrun started hear of it from rank 0.
+One for all ranks and all their starts. The process that starts ranks makes it and tells them by an
+environment variable; ranks that torchrun started hear of it from rank 0.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import yaml  # type: ignore[import-untyped]
 
 from launch.entry import is_first_rank, under_torchrun
 from launch.provenance import plain_settings
+from launch.restarts import folder_before, leave_folder
 from launch.schema import CalibrateCommand, RunKeys
 from launch.sweep import point_folder
 from parallel.environment import OUTPUTS, RUN_FOLDER
 from parallel.errors import ConfigError
 
 CONFIG, REPORT = "config.yaml", "report.json"
-_AUTO = "auto"
+AUTO = "auto"
 _DEFAULT_OUTPUTS = "outputs"
 
 
@@ -78,13 +79,14 @@ class RunFolder:
         if asked is None:
             return None
         try:
-            path = _own_place() if asked == _AUTO else _given(Path(asked))
+            path = _own_place() if asked == AUTO else _given(Path(asked))
             if path is not None:
+                leave_folder(path)
                 text = yaml.safe_dump(plain_settings(self._settings), sort_keys=False)
                 (path / CONFIG).write_text(text, encoding="utf-8")
             return path
         except OSError as error:
-            if asked != _AUTO:
+            if asked != AUTO:
                 raise ConfigError(
                     f"run_folder={asked}: {error.strerror}; give a folder that can be written, or "
                     "null for none"
@@ -104,10 +106,11 @@ def _given(path: Path) -> Path:
 
 
 def _own_place() -> Path | None:
-    """A sweep's point has its folder; else one by date, time and the command's name."""
-    point = point_folder()
-    if point is not None:
-        return _given(point)
+    """A sweep's point has its folder; a run that is started anew keeps its own; else one by date,
+    time and the command's name."""
+    known = point_folder() or folder_before()
+    if known is not None:
+        return _given(known)
     outputs = os.environ.get(OUTPUTS, _DEFAULT_OUTPUTS)
     if not outputs:
         return None

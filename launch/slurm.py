@@ -54,7 +54,8 @@ fi
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """`name` and what it needs; `drain_seconds` are left to a server before its time ends."""
+    """`name` and what it needs; `drain_seconds` are left to a server before its time ends. With
+    `keeps_run` the run's folder is beside the job's log, the same however often it is queued."""
 
     name: str
     command: JobCommand
@@ -62,6 +63,7 @@ class SlurmJob:
     keys: SlurmKeys
     folder: Path
     drain_seconds: float
+    keeps_run: bool = False
 
     @property
     def log(self) -> str:
@@ -101,6 +103,10 @@ class SlurmJob:
             requeue = _REQUEUE.format(done=EXIT_DONE, user=EXIT_USER, restarts=restarts)
         words = command.words(sys.executable, "$SLURM_NODEID", "$HEAD", "$PORT")
         shown = " ".join(w if w.startswith("$") else shlex.quote(w) for w in words)
+        if self.keeps_run:
+            # Quoted for Hydra within what is quoted for the shell.
+            place = shlex.quote(str(self.folder / self.name))
+            shown += f""" "run_folder='"{place}"-$SLURM_JOB_ID'\""""
         threads = max(1, self.needed.cores // self.needed.ranks)
         root = shlex.quote(str(ROOT))
         task = shlex.quote(f"exec {shown}")

@@ -6,6 +6,7 @@ before it waits in a queue.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from launch.entry import EXIT_DONE, EXIT_FAILED, run_command
 from launch.job_command import JobCommand, job_command
 from launch.job_resources import Resources, resources
 from launch.planning import decide, model_spec
+from launch.run_folder import AUTO
 from launch.running import check_formats, check_run_keys, show_plan
 from launch.schema import JobKind, SubmitBackend, SubmitCommand, SubmitMode
+from parallel.environment import OUTPUTS
 from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
 
@@ -63,6 +66,7 @@ def _slurm(settings: SubmitCommand, plan: Plan, command: JobCommand, needed: Res
         settings.slurm,
         Path(settings.folder).resolve(),
         settings.drain_seconds if settings.job is JobKind.serve else 0.0,
+        settings.run_folder == AUTO and bool(os.environ.get(OUTPUTS, AUTO)),
     )
     if settings.submit is SubmitMode.dry:
         print(job.script(), end="")

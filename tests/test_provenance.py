@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from io import StringIO
@@ -269,6 +270,57 @@ def test_a_log_of_a_rank_that_ends_at_once_has_its_last_words(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment())
     text = (tmp_path / "rank0.log").read_text()
     assert done.returncode == 7 and text.endswith("last words\n") and "ended well" not in text
+
+
+@pytest.mark.parametrize("told_later", [False, True])
+def test_a_log_has_what_native_code_and_children_say(tmp_path: Path, told_later: bool) -> None:
+    """Before the rank knows its folder too, and what came just before an abort; each line once."""
+    begin = "log.keep()" if told_later else "log.open(folder)"
+    code = (
+        "import ctypes, os, sys; from pathlib import Path; from launch.rank_log import rank_log\n"
+        "folder = Path(sys.argv[1])\n"
+        "with rank_log() as log:\n"
+        f"    {begin}\n"
+        "    print('python')\n"
+        "    ctypes.CDLL(None).puts(b'from C')\n"
+        "    os.system('echo child')\n"
+        "    log.open(folder)\n"
+        "    os.write(2, b'last words\\n')\n"
+        "    os.abort()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    first, *lines = (tmp_path / "rank0.log").read_text().splitlines()
+    said = {"python", "from C", "child", "last words"}
+    assert done.returncode == -signal.SIGABRT and "start 1 of this run" in first
+    assert set(lines) == said and len(lines) == len(said)
+    assert set(done.stdout.splitlines()) == said - {"last words"}
+    assert done.stderr == "last words\n"
+
+
+def test_starts_of_a_run_have_one_folder(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch elastic tells them of each other; another run of the same command has another."""
+
+    def begin(run: str, attempt: int) -> Path | None:
+        own = tmp_path / run / f"attempt_{attempt}" / "0"
+        own.mkdir(parents=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own / "error.json"))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        return RunFolder(ServeCommand()).path()
+
+    places = [begin("one", 0), begin("two", 0), begin("one", 1), begin("one", 2)]
+    assert places[0] == places[2] == places[3] != places[1]
+    assert len(list(outputs.glob("*/*"))) == 2
+    with rank_log() as log:
+        log.open(places[0])
+    assert "start 3 of this run" in (outputs / str(places[0]) / "rank0.log").read_text()
 
 
 @pytest.fixture(scope="module")

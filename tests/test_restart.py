@@ -63,6 +63,7 @@ def test_a_server_comes_back_and_requests_under_way_get_an_error(
         torchrun=2 if torchrun else None,
         **allowed,
         TMPDIR=str(temporary),
+        TESSERA_OUTPUTS=str(tmp_path / "runs"),
     )
     request.addfinalizer(started.end)
     family = started.family()
@@ -100,6 +101,9 @@ def test_a_server_comes_back_and_requests_under_way_get_an_error(
     assert torchrun or list(temporary.glob("tessera-ranks-*")) == []
     assert alive(sorted({*family, *last})) == []
     assert json.loads(file.read_text())["restart"] == restart
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    for log in ((folder / f"rank{number}.log").read_text() for number in range(2)):
+        assert [log.count(f"start {n} of this run") for n in (1, 2, 3)] == [1, 1, 0]
     assert sum(line.startswith("back ") for line in started.printed) == 1
 
 

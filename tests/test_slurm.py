@@ -49,7 +49,7 @@ def server_model(model: Path) -> Path:
 
 def submit(slurm: SlurmCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     folder = f"folder={slurm.folder / 'jobs'}"
-    values = dict(slurm.environment)
+    values = {**slurm.environment, "TESSERA_OUTPUTS": "outputs"}
     values["PATH"] = f"{Path(sys.executable).parent}:{values['PATH']}"
     return subprocess.run(
         [sys.executable, str(ROOT / "launch/submit.py"), folder, *SMALL, *arguments],
@@ -166,6 +166,9 @@ def test_slurm_requeues_a_job_whose_rank_died(slurm: SlurmCluster, server_model:
     # How long it waited in the queue, nobody of the job knows.
     assert (restart["restarts"], restart["seconds"]) == (1, None)
     assert log_of(slurm, job).count("goes back into the queue") == 1
+    folder = slurm.folder / "jobs" / f"serve-{job}"
+    for log in ((folder / f"rank{rank}.log").read_text() for rank in (0, 1)):
+        assert [log.count(f"start {n} of this run") for n in (1, 2, 3)] == [1, 1, 0]
     slurm.call("scancel", job)
     assert slurm.wait(job, "PENDING", "CANCELLED", "FAILED") == "CANCELLED"
 
