@@ -134,23 +134,14 @@ def interleave(
         router = ScriptedRouter(script, on_preempted)
         engine = Engine(plan, job.worker, job.control, router, job.clock, job.replica_report)
         router.engine = engine
-        seen = _watch(engine)
+        seen = watch(engine)
         engine.run()
         job.control.broadcast({"op": "stop"})
         return {
-            "mirror": len(job.worker.sequences.states),
-            "whole": engine.scheduler.blocks.whole,
-            "swap_bytes": (plan.memory[0].swap, job.worker.mover.device_bytes),
-            "seen": dict(seen),
-            "counts": vars(engine.scheduler.counts),
+            **left_behind(engine, job, seen),
             "cancelled_while_preempted": router.cancelled_while_preempted,
             "answers": {
-                i: {
-                    "tokens": [e.token for e in events if e.token >= 0],
-                    "reason": events[-1].finish_reason,
-                    "code": events[-1].code,
-                    "cached": [e.cached_tokens for e in events],
-                }
+                i: {**answer_of(events), "code": events[-1].code}
                 for i, events in router.events.items()
             },
         }
@@ -158,7 +149,26 @@ def interleave(
         job.close()
 
 
-def _watch(engine: Engine) -> Counter[str]:
+def answer_of(events: list[TokenEvent]) -> dict[str, Any]:
+    return {
+        "tokens": [e.token for e in events if e.token >= 0],
+        "reason": events[-1].finish_reason,
+        "cached": [e.cached_tokens for e in events],
+    }
+
+
+def left_behind(engine: Engine, job: RankJob, seen: Counter[str]) -> dict[str, Any]:
+    """What a leader holds in the end, and how often each kind of thing happened."""
+    return {
+        "mirror": len(job.worker.sequences.states),
+        "whole": engine.scheduler.blocks.whole,
+        "swap_bytes": (job.plan.memory[job.rank].swap, job.worker.mover.device_bytes),
+        "seen": dict(seen),
+        "counts": vars(engine.scheduler.counts),
+    }
+
+
+def watch(engine: Engine) -> Counter[str]:
     """Counts what its batches carry."""
     seen: Counter[str] = Counter()
     run = engine.worker.run

@@ -21,7 +21,9 @@ from tests.rank_pool import RankPool
 STOPS = tuple(range(0, 503, 10))
 
 
-def make_script(seed: int, vocabulary: int, requests: int) -> tuple[Script, list[int]]:
+def make_script(
+    seed: int, vocabulary: int, requests: int, replicas: int = 1
+) -> tuple[Script, list[int]]:
     """About so many requests in bursts, and those to be cancelled once they are preempted."""
     draw = random.Random(seed)
     beginnings = [_tokens(draw, vocabulary, n) for n in (6, 16, 33)]
@@ -52,7 +54,7 @@ def make_script(seed: int, vocabulary: int, requests: int) -> tuple[Script, list
             number += 1
         after += draw.choice([0, 0, 8, 20, 60])
     # More at once than may wait.
-    for _ in range(LIMITS.requests + 2 * LIMITS.most_waiting):
+    for _ in range(replicas * (LIMITS.requests + 2 * LIMITS.most_waiting)):
         body = {"id": number, "prompt": [1, 2, 3], "sampling": {"max_tokens": 2}}
         script.append({"after": after, "submit": {**body, "priority": 5, "group": None}})
         number += 1
@@ -141,3 +143,27 @@ def test_requests_get_what_they_get_alone(
     reasons = [answer["reason"] for answer in answers.values()]
     assert {"length", "stop", "cancelled", "error"} == set(reasons)
     assert reasons.count("error") == counts["refused"]
+
+
+def test_requests_get_what_they_get_alone_from_two_replicas(
+    pool: RankPool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The front's router spreads them; when each comes is up to the threads, what it gets isn't."""
+    path = make_checkpoint("qwen3", tmp_path_factory.getbasetemp())
+    script, _ = make_script(8, CONFIGS["qwen3"][1]["vocab_size"], 90, replicas=2)
+    replicas = pool.run("tests.interleaving_replicas:interleave", 2, model=str(path), script=script)
+    wanted = {e["submit"]["id"]: e["submit"] for e in script if "submit" in e}
+    answers = replicas[0]["answers"]
+    assert set(answers) == set(wanted)
+    for number, answer in answers.items():
+        check_answer(path, wanted[number], answer)
+    reasons = {answer["reason"] for answer in answers.values()}
+    assert reasons == {"length", "stop", "cancelled", "error"}
+    for replica in replicas:
+        assert replica["whole"] and replica["mirror"] == 0
+        # Prompts of either were found in its cache; its cache was too small.
+        counts = replica["counts"]
+        assert counts["cached_tokens"] > 0 and counts["recomputed"] + counts["swapped"] > 0
+        assert replica["seen"]["mixed steps"] > 0
+    siblings = [e["submit"]["group"] for e in script if "submit" in e]
+    assert any(siblings) and sum(r["seen"]["copied"] for r in replicas) > 0
