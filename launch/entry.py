@@ -46,12 +46,24 @@ def known_keys(schema: type) -> dict[str, bool]:
 
 
 def checked_arguments(arguments: list[str], schema: type) -> list[str]:
-    """Refuses unknown keys and makes `+known=` a plain override. Flags and `hydra.*` pass."""
+    """Refuses unknown keys and makes `+known=` a plain override. Hydra's flags and `hydra.*`
+    pass."""
     keys = known_keys(schema)
-    return [_checked(a, keys) if "=" in a and not a.startswith("-") else a for a in arguments]
+    return [_flag(a, keys) if a.startswith("-") else _checked(a, keys) for a in arguments]
+
+
+def _flag(argument: str, keys: dict[str, bool]) -> str:
+    key = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    if key in keys:
+        raise ConfigError(f"'{argument}': keys have no dashes in front; say {key}=VALUE")
+    return argument
 
 
 def _checked(argument: str, keys: dict[str, bool]) -> str:
+    if "=" not in argument:
+        if argument.strip("+:") in keys:
+            raise ConfigError(f"'{argument}' has no value; say {argument.strip('+:')}=VALUE")
+        return argument  # a flag's value, or something that Hydra refuses
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:

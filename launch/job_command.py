@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launch.entry import known_keys
 from launch.job_resources import Resources
@@ -30,14 +31,18 @@ class JobCommand:
     ranks: int
     restarts: int
 
-    def words(self, python: str, node_rank: str, address: str, port: str) -> list[str]:
-        """The command; `node_rank`, `address` and `port` may be a shell's variables."""
+    def words(
+        self, python: str, node_rank: str, address: str, port: str, root: Path | None = None
+    ) -> list[str]:
+        """The command; `node_rank`, `address` and `port` may be a shell's variables. It runs in
+        the project's folder, or elsewhere when that is said (`root`) and on `PYTHONPATH`."""
+        script = Path("launch", f"{self.launcher}.py")
         return [
             *(python, "-m", "launch.on_node"),
             *("--nnodes", str(self.nodes), "--nproc-per-node", str(self.ranks)),
             *("--node-rank", node_rank, "--master-addr", address, "--master-port", port),
             *("--max-restarts", str(self.restarts), "--signals-to-handle", _SIGNALS),
-            *(f"launch/{self.launcher}.py", *self.arguments),
+            *(str(script if root is None else root / script), *self.arguments),
         ]
 
 

@@ -20,12 +20,7 @@ from parallel.text.tokenizer import Tokenizer
 
 
 def main(settings: ServeCommand) -> int:
-    if not 0 <= settings.port <= 65535:
-        raise ConfigError(f"port={settings.port} is out of range; give 0 (any free) to 65535")
-    if settings.drain_seconds < 0:
-        raise ConfigError(f"drain_seconds={settings.drain_seconds} is negative; give 0 or more")
-    if settings.restarts < 0:
-        raise ConfigError(f"restarts={settings.restarts} is negative; give 0 or more")
+    check_keys(settings)
     api_key(settings)
     return start_or_join(
         settings,
@@ -35,6 +30,16 @@ def main(settings: ServeCommand) -> int:
         after_signal=EXIT_DONE,
         restarts=settings.restarts,
     )
+
+
+def check_keys(settings: ServeCommand) -> None:
+    """Raises `ConfigError` for what can be known of a server's own keys before it starts."""
+    if not 0 <= settings.port <= 65535:
+        raise ConfigError(f"port={settings.port} is out of range; give 0 (any free) to 65535")
+    if settings.drain_seconds < 0:
+        raise ConfigError(f"drain_seconds={settings.drain_seconds} is negative; give 0 or more")
+    if settings.restarts < 0:
+        raise ConfigError(f"restarts={settings.restarts} is negative; give 0 or more")
 
 
 def api_key(settings: ServeCommand) -> str | None:

@@ -1,7 +1,8 @@
 """Jobs under Slurm: the batch script of a plan, its submission, and what becomes of it.
 
-The script is the whole of it: `submit=dry` prints what is submitted. One task per node starts
-torchrun there; the first node of the allocation has node rank 0, and with it rank 0 and the port.
+The script is the whole of it: `submit=dry` prints what is submitted. It runs in the folder where it
+was made, so that relative paths mean the same. One task per node starts torchrun; the first node of
+the allocation has node rank 0, and with it rank 0 and the port.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _LEAVING_SECONDS = 30
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 _BODY = """\
-cd {root}
+cd {here} || exit {user}
 export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}
 # Ranks meet at the first node: by its name where that resolves, else by the address Slurm has.
@@ -101,16 +102,21 @@ class SlurmJob:
         if self.keys.requeue and command.restarts:
             restarts, command = command.restarts, replace(command, restarts=0)
             requeue = _REQUEUE.format(done=EXIT_DONE, user=EXIT_USER, restarts=restarts)
-        words = command.words(sys.executable, "$SLURM_NODEID", "$HEAD", "$PORT")
+        words = command.words(sys.executable, "$SLURM_NODEID", "$HEAD", "$PORT", ROOT)
         shown = " ".join(w if w.startswith("$") else shlex.quote(w) for w in words)
         if self.keeps_run:
             # Quoted for Hydra within what is quoted for the shell.
-            place = shlex.quote(str(self.folder / self.name))
+            place = shlex.quote(str(self.folder / self.name).replace("'", r"\'"))
             shown += f""" "run_folder='"{place}"-$SLURM_JOB_ID'\""""
         threads = max(1, self.needed.cores // self.needed.ranks)
-        root = shlex.quote(str(ROOT))
-        task = shlex.quote(f"exec {shown}")
-        return _BODY.format(root=root, threads=threads, task=task, requeue=requeue)
+        return _BODY.format(
+            here=shlex.quote(str(Path.cwd())),
+            user=EXIT_USER,
+            root=shlex.quote(str(ROOT)),
+            threads=threads,
+            task=shlex.quote(f"exec {shown}"),
+            requeue=requeue,
+        )
 
 
 def submit(job: SlurmJob) -> str:

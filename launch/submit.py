@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -23,6 +24,7 @@ from launch.planning import decide, model_spec
 from launch.run_folder import AUTO
 from launch.running import check_formats, check_run_keys, show_plan
 from launch.schema import JobKind, SubmitBackend, SubmitCommand, SubmitMode
+from launch.serve import api_key, check_keys
 from parallel.environment import OUTPUTS
 from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
@@ -32,13 +34,19 @@ _READY = "ready http://"
 
 def main(settings: SubmitCommand) -> int:
     _check(settings)
-    check_run_keys(settings)
+    if settings.backend is SubmitBackend.slurm:
+        check_run_keys(settings)
+        _check_files(settings)
+    else:
+        # Files are those of the containers.
+        check_run_keys(replace(settings, report=None, trace=None))
     plan = decide(settings, model_spec(settings), None)
     check_formats(plan)
     needed = resources(plan, settings.nodes, settings.cores)
     overrides = list(HydraConfig.get().overrides.task)
     command = job_command(settings.job, overrides, plan, needed, settings.restarts)
     if settings.backend is SubmitBackend.kubernetes:
+        _check_volume(settings)
         print(kubernetes.manifests(_deployed(settings, plan, command, needed)), end="")
         return EXIT_DONE
     if settings.backend is SubmitBackend.skypilot:
@@ -53,9 +61,41 @@ def _check(settings: SubmitCommand) -> None:
     for key, value in (("input", settings.input), ("output", settings.output)):
         if settings.job is JobKind.generate and value is None:
             raise ConfigError(f"{key} is not given; job=generate needs it: say {key}=…")
-    for key, number in (("restarts", settings.restarts), ("slurm.minutes", settings.slurm.minutes)):
-        if number is not None and number < 0:
-            raise ConfigError(f"{key}={number} is negative; give 0 or more")
+    check_keys(settings)
+    minutes, start = settings.slurm.minutes, settings.kubernetes.start_minutes
+    if minutes is not None and minutes < 0:
+        raise ConfigError(f"slurm.minutes={minutes} is negative; give 0 or more")
+    for key, number in (("cores", settings.cores), ("kubernetes.start_minutes", start)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{key}={number} is out of range; give at least 1")
+    if settings.backend is SubmitBackend.slurm or settings.job is not JobKind.serve:
+        return
+    if settings.port == 0:
+        raise ConfigError("port=0: others must know the port of a container; give 1 to 65535")
+
+
+def _check_files(settings: SubmitCommand) -> None:
+    """A job that waited in a queue for a file that isn't there is a pity."""
+    if settings.job is JobKind.serve:
+        api_key(settings)
+    if settings.job is JobKind.generate and not Path(str(settings.input)).is_file():
+        raise ConfigError(
+            f"input={settings.input} is not a file; give JSON lines with 'prompt', on a disk that "
+            "the job's nodes see too"
+        )
+
+
+def _check_volume(settings: SubmitCommand) -> None:
+    """Raises `ConfigError` when the model isn't in the volume that is mounted for it."""
+    keys = settings.kubernetes
+    if keys.model_claim is None or settings.model is None:
+        return
+    if not Path(settings.model).is_relative_to(keys.model_path):
+        raise ConfigError(
+            f"model={settings.model} is not below kubernetes.model_path={keys.model_path}, where "
+            f"the volume of kubernetes.model_claim={keys.model_claim} is; give the path that the "
+            "model has there"
+        )
 
 
 def _slurm(settings: SubmitCommand, plan: Plan, command: JobCommand, needed: Resources) -> int:

@@ -138,6 +138,16 @@ def test_a_mistyped_key_within_a_value_names_the_nearest(
         checked_arguments([argument], LAUNCHERS[name])
 
 
+@pytest.mark.parametrize("argument", ["--tp=4", "-tp=4", "--tp", "tp", "+tp", "tp:"])
+def test_a_key_in_another_programs_spelling_is_told_the_right_one(argument: str) -> None:
+    with pytest.raises(ConfigError, match="say tp=VALUE"):
+        checked_arguments([argument, "4"], PlanCommand)
+    with pytest.raises(ConfigError, match="say drain_seconds=VALUE"):
+        checked_arguments(["--drain-seconds=4"], ServeCommand)
+    flags = ["--config-dir", "here", "--cfg", "job", "-m", "hydra.sweep.dir=x"]
+    assert checked_arguments(flags, ServeCommand) == flags
+
+
 def test_a_group_may_be_given_as_one_value() -> None:
     assert composed("plan", "+engine={requests: 4}") == composed("plan", "engine.requests=4")
 

@@ -24,7 +24,7 @@ from launch.rank_log import rank_log
 from launch.run_folder import RunFolder, told_to_ranks
 from launch.schema import MeasureCommand, PlanCommand, ServeCommand
 from parallel.environment import KNOWN, check_environment
-from parallel.errors import ConfigError
+from parallel.errors import ConfigError, HardwareError
 from parallel.hardware.calibrated import read_calibration
 from parallel.hardware.catalogue import cluster_names, load_cluster, read_cluster
 from parallel.hardware.known import known_devices
@@ -131,6 +131,19 @@ def test_the_calibration_is_that_of_the_ranks_that_were_planned(tmp_path: Path) 
         assert found is not None and (found.ranks, found.spread) == (taken, {"memory": taken / 10})
         assert (found.date, found.host) == (common["date"], "h")
     assert read_calibration(CLUSTERS / "8xh100.yaml", 8) is None
+
+
+@pytest.mark.parametrize("notes", [{"spread": 0.1}, {"errors": {"memory": "much"}}])
+def test_a_calibration_that_says_no_numbers_is_refused(
+    tmp_path: Path, notes: dict[str, Any]
+) -> None:
+    file = tmp_path / "here.yaml"
+    file.write_text(yaml.safe_dump({"calibration": {"host": "h"}, "by_ranks": {1: {}}}))
+    assert read_calibration(file, 1) is not None
+    by_ranks = {1: {"calibration": notes}}
+    file.write_text(yaml.safe_dump({"calibration": {"host": "h"}, "by_ranks": by_ranks}))
+    with pytest.raises(HardwareError, match=r"by_ranks\.1\.(spread|errors\.memory): expected a"):
+        read_calibration(file, 1)
 
 
 SECRETS = ("api_key", "password", "hub.token", "secrets")

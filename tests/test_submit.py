@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launch.job_command import job_command
 from launch.job_resources import Resources, resources
-from launch.schema import JobKind
+from launch.schema import JobKind, KubernetesKeys, SlurmKeys, SubmitBackend, SubmitCommand
+from launch.slurm import SlurmJob
+from launch.submit import main
 from parallel.errors import ConfigError
 from parallel.planner.search import Wanted
-from tests.commands import environment, run
+from tests.commands import ROOT, environment, run
 from tests.specs import toy_planner
 
 
@@ -88,6 +93,43 @@ def test_either_slurm_or_torchrun_restarts(tmp_path: Path, requeue: str, by_torc
         )
         assert ended.returncode == code, ended.stderr
         assert ended.stdout.count("asked: requeue 17") == (again if requeue == "true" else 0)
+
+
+def test_a_job_runs_where_it_was_submitted_and_its_run_has_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script as bash reads it, with programs that say what they were asked."""
+    here, commands = tmp_path / "it's here, $HOME", tmp_path / "commands"
+    here.mkdir()
+    commands.mkdir()
+    programs = {
+        "srun": 'shift 3; exec "$@"',
+        "scontrol": "echo localhost",
+        "python": 'pwd; printf "%s\\n" "$@"',
+    }
+    for name, line in programs.items():
+        (commands / name).write_text(f"#!/bin/sh\n{line}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "executable", str(commands / "python"))
+    plan = toy_planner(devices=2).search(Wanted(2, 1, 1)).best()
+    needed = Resources(1, 2, 0, 2, 1 << 30)
+    command = job_command(JobKind.serve, [], plan, needed, restarts=0)
+    job = SlurmJob("serve", command, needed, SlurmKeys(), here / "jobs", 0.0, keeps_run=True)
+    facts = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n1", "SLURM_NODEID": "0"}
+    done = subprocess.run(
+        ["bash", "-c", job.script()],
+        env=environment(**{**facts, "PATH": f"{commands}:{os.environ['PATH']}"}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    _, folder, *words = done.stdout.splitlines()
+    assert folder == str(here) and str(ROOT / "launch/serve.py") in words
+    override = OverridesParser.create().parse_override(words[-1])
+    assert override.key_or_group == "run_folder"
+    assert override.value() == str(here / "jobs/serve-17")
 
 
 def rendered(*arguments: str) -> list[dict[str, Any]]:
@@ -164,3 +206,43 @@ def test_refusals(arguments: tuple[str, ...], words: str) -> None:
     done = run("submit", *arguments, "submit=dry")
     assert done.returncode == 2
     assert words in done.stderr
+
+
+KUBERNETES, SKYPILOT = SubmitBackend.kubernetes, SubmitBackend.skypilot
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (SubmitCommand(port=70000), "port=70000 is out of range"),
+        (SubmitCommand(drain_seconds=-1.0), "drain_seconds=-1.0 is negative"),
+        (SubmitCommand(cores=0), "cores=0 is out of range; give at least 1"),
+        (SubmitCommand(slurm=SlurmKeys(minutes=-5)), "slurm.minutes=-5 is negative"),
+        (SubmitCommand(api_key_file="nowhere"), "api_key_file=nowhere: No such file"),
+        (SubmitCommand(report="nowhere/r.json"), "report=nowhere/r.json: its folder"),
+        (
+            SubmitCommand(job=JobKind.generate, input="nowhere", output="x"),
+            "input=nowhere is not a file",
+        ),
+        (SubmitCommand(backend=KUBERNETES, port=0), "port=0: others must know"),
+        (SubmitCommand(backend=SKYPILOT, port=0), "port=0: others must know"),
+        (
+            SubmitCommand(backend=KUBERNETES, kubernetes=KubernetesKeys(start_minutes=0)),
+            "kubernetes.start_minutes=0 is out of range",
+        ),
+    ],
+)
+def test_what_a_job_would_refuse_is_refused_before_it_waits(
+    settings: SubmitCommand, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        main(settings)
+
+
+def test_a_model_outside_of_its_volume_is_refused() -> None:
+    """And files of a container needn't be here."""
+    done = run(
+        *("submit", "backend=kubernetes", "kubernetes.model_claim=models", "report=/data/r.json"),
+        *("cluster=8xh100", f"model={ROOT / 'parallel/conversion/SmolLM2-135M-Instruct'}"),
+    )
+    assert done.returncode == 2 and "is not below kubernetes.model_path=/models" in done.stderr

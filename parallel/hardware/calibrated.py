@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parallel.errors import HardwareError
 from parallel.hardware.fields import read_yaml
 
 
@@ -38,17 +39,30 @@ def read_calibration(path: Path, ranks: int) -> Calibration | None:
     document = read_yaml(path)
     if not isinstance(document, Mapping) or not isinstance(document.get("calibration"), Mapping):
         return None
+    where = f"{path}: calibration"
     notes = dict(document["calibration"])
     counts = document.get("by_ranks")
     if isinstance(counts, Mapping):
         described = min((n for n in counts if n >= ranks), default=max(counts))
         notes |= counts[described].get("calibration", {})
+        where = f"{path}: calibration of by_ranks.{described}"
     date = notes.get("date")
     return Calibration(
         str(path.resolve()),
         None if date is None else str(date),
         notes.get("host"),
         notes.get("ranks"),
-        notes.get("spread", {}),
-        notes.get("errors", {}),
+        _shares(notes, "spread", where),
+        _shares(notes, "errors", where),
     )
+
+
+def _shares(notes: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
+    """Raises `HardwareError` unless it is a mapping to numbers, or missing."""
+    value = notes.get(key, {})
+    if not isinstance(value, Mapping):
+        raise HardwareError(f"{where}.{key}: expected a mapping to numbers, got {value!r}")
+    for part, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise HardwareError(f"{where}.{key}.{part}: expected a number, got {number!r}")
+    return {str(part): float(number) for part, number in value.items()}
