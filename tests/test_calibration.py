@@ -15,6 +15,7 @@ from parallel.calibration.bench import Timing, lower_quartile
 from parallel.calibration.collectives import group_sizes
 from parallel.calibration.document import by_ranks_document, measured_document, write_document
 from parallel.calibration.memory import last_cache_bytes
+from parallel.calibration.network import beside_computing
 from parallel.calibration.overheads import (
     JointPoint,
     LayerPoint,
@@ -29,7 +30,9 @@ from parallel.calibration.overheads import (
 )
 from parallel.errors import ConfigError, HardwareError
 from parallel.hardware.catalogue import load_cluster
+from parallel.hardware.curve import Curve
 from parallel.hardware.device_fields import DEVICE_KEYS, device_document, read_device_type
+from parallel.hardware.facts import Link
 from parallel.hardware.fields import Fields
 from parallel.hardware.overheads import Overheads, overheads_document, read_overheads
 from tests.specs import toy_cluster, toy_device
@@ -143,6 +146,26 @@ def test_who_never_waits_loses_nothing_by_it() -> None:
     found = fit_late(quick, TRUE)
     assert (found.late_seconds, found.late_share) == (0.0, 0.0)
     assert fit_late([], TRUE) == TRUE
+
+
+def test_between_hosts_what_nobody_waits_for_is_the_networks() -> None:
+    """Of 8 collectives in a row each takes 3 ms, in a step 4 ms, and the last rank is awaited for
+    2 ms beside. Lateness is those 2 ms; the link's sums start 1 ms later, its sends as before."""
+    curve = Curve(((2, 1e9),), 3e-3, bulk_base_seconds=50e-3)
+    curves = (("all_reduce", curve), ("all_to_all", curve))
+    link = Link("network", 1e9, operations=("all_reduce", "send"), curves=curves)
+    alone = link.collective_seconds("all_reduce", 1000, 2)
+    points = [
+        JointPoint(8, 0.1 + 8 * (alone + 1e-3) + 2e-3, 0.1, 8 * alone, 1000, 2e-3) for _ in range(3)
+    ]
+    assert all(p.late_seconds == 2e-3 for p in points)
+    found = beside_computing(link, points, 2)
+    assert found.collective_seconds("all_reduce", 1000, 2) == pytest.approx(alone + 1e-3, rel=1e-3)
+    assert found.collective_seconds("send", 1000, 2) == link.collective_seconds("send", 1000, 2)
+    assert beside_computing(link, [], 2) == link
+    unknown = [replace(p, waiting_seconds=None) for p in points]
+    assert beside_computing(link, unknown, 2) == link
+    assert unknown[0].late_seconds == pytest.approx(8e-3 + 2e-3)
 
 
 def way_point(stages: int, in_flight: float, busy: float, way: float) -> WayPoint:

@@ -19,6 +19,7 @@ from parallel.calibration.fit import (
     fit_products,
     mean_error,
 )
+from parallel.calibration.network import beside_computing
 from parallel.calibration.overheads import (
     JointPoint,
     LayerPoint,
@@ -59,6 +60,8 @@ def fit_cluster(name: str, measures: Sequence[Json]) -> tuple[Cluster, Json]:
     network = None
     if len(nodes) > 1:
         network = _fitted(NETWORK, groups, "network", None, errors)
+        joint = [JointPoint(**p) for p in measures[0]["joint"]]
+        network = beside_computing(network, joint, len(measures))
     return Cluster(name, tuple(nodes), network), errors
 
 
@@ -80,6 +83,7 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
     overheads = replace(
         overheads,
         logit_seconds=rounded(median(m["logit_seconds"] for m in measures), 1e-9),
+        host_bytes_per_second=rounded(median(m["swapped_bytes_per_second"] for m in measures), 1e9),
         plain_product_share=rounded(median(m["plain_product_share"] for m in measures), 1.0),
     )
     device = replace(

@@ -49,12 +49,21 @@ class StepPoint:
 @dataclass(frozen=True)
 class JointPoint:
     """A stage of layers run by all ranks of a group: with its `collectives`, without them, and so
-    many of them alone, where nobody comes late."""
+    many of them alone, where nobody comes late; each is of `full_bytes`. `waiting_seconds` is what
+    clocks say of the waiting in the first: between hosts the rest is the network's."""
 
     collectives: int
     seconds: float
     muted_seconds: float
     collectives_seconds: float
+    full_bytes: int = 0
+    waiting_seconds: float | None = None
+
+    @property
+    def late_seconds(self) -> float:
+        if self.waiting_seconds is not None:
+            return self.waiting_seconds
+        return self.seconds - self.muted_seconds - self.collectives_seconds
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def fit_late(points: Sequence[JointPoint], overheads: Overheads) -> Overheads:
         return overheads
     each, share = nonnegative_fit(
         [[float(p.collectives) for p in points], [p.muted_seconds for p in points]],
-        [p.seconds - p.muted_seconds - p.collectives_seconds for p in points],
+        [p.late_seconds for p in points],
         [p.seconds for p in points],
     )
     return replace(overheads, late_seconds=rounded(each, 1e-6), late_share=rounded(share, 1.0))

@@ -19,6 +19,7 @@ from parallel.calibration.collectives import (
 from parallel.calibration.memory import cold_bytes, measure_read
 from parallel.calibration.overheads import WayPoint, measure_logits
 from parallel.calibration.products import measure_products
+from parallel.calibration.swaps import measure_swaps
 from parallel.collectives.channels import start_channels
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.mesh import Mesh, MeshOptions
@@ -40,7 +41,8 @@ Advance = Callable[[str, float], None]
 SHARES = {
     "memory": 0.03,
     "products": 0.4,
-    "logits": 0.02,
+    "logits": 0.01,
+    "swaps": 0.01,
     "layers": 0.25,
     "joint": 0.05,
     "ways": 0.05,
@@ -100,6 +102,7 @@ class _Measures:
         logit_seconds, logits = measure_logits(
             self._bench("logits"), self.device, self._budget("logits")
         )
+        swapped, swaps = measure_swaps(self._bench("swaps"), self.device, self._budget("swaps"))
         layers = measure_layers(
             self.device,
             self.peers,
@@ -108,8 +111,15 @@ class _Measures:
             self._budget("layers"),
             self._progress("layers"),
         )
+        mesh = self._neighbours()
+        apart = mesh is self.job.mesh and len(set(self.nodes)) > 1
         joint = measure_joint(
-            self._neighbours(), self.peers, self.hosts, cold, self._budget("joint")
+            mesh,
+            self.peers,
+            self.hosts,
+            cold,
+            self._budget("joint"),
+            self.job.rank_clock if apart else None,
         )
         self._progress("joint")(1.0)
         ways = self._ways()
@@ -122,6 +132,7 @@ class _Measures:
             "products": [asdict(p) for p in products.points],
             "plain_product_share": products.plain_share,
             "logit_seconds": logit_seconds,
+            "swapped_bytes_per_second": swapped,
             "layers": [asdict(p) for p in layers],
             "joint": [asdict(p) for p in joint],
             "steps": [asdict(p) for p in steps],
@@ -135,6 +146,7 @@ class _Measures:
                 "memory": read.spread,
                 "products": _spread(products.timings),
                 "logits": logits.spread,
+                "swaps": swaps.spread,
                 **{f"{g['where']} {g['backend']}": g["spread"] for g in groups},
             },
         }

@@ -1,7 +1,9 @@
 """What ranks that compute together lose by waiting for the last of them.
 
 A stage of layers, split over all ranks as a model's would be, is run with its collectives and
-without them in turns; so many collectives alone are timed beside it.
+without them in turns; so many collectives alone are timed beside it. Between hosts a collective
+takes longer beside computing than alone, and that is the network's: there the ranks' clocks say who
+waited for whom.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import torch
 
 from parallel.calibration.bench import Peers
 from parallel.calibration.overheads import JointPoint
+from parallel.collectives.clocks import RankClock
 from parallel.collectives.mesh import Mesh
 from parallel.hardware.facts import Cluster
 from parallel.instrument.ledger import Ledger
+from parallel.instrument.spans import Spans
 from parallel.layout.degrees import Degrees
 from parallel.runtime.layer_timing import StepCase, step_message
 from parallel.runtime.rehearsal import Geometry, RandomWorker, random_plan
@@ -31,23 +35,36 @@ _PER_LAYER = 2
 
 
 def measure_joint(
-    mesh: Mesh, peers: Peers, cluster: Cluster, cold_bytes: int, budget_seconds: float
+    mesh: Mesh,
+    peers: Peers,
+    cluster: Cluster,
+    cold_bytes: int,
+    budget_seconds: float,
+    clock: RankClock | None = None,
 ) -> list[JointPoint]:
-    """One point for each case, of the rank that took longest; nothing on a rank alone."""
+    """One point for each case, of the rank that took longest; nothing on a rank alone. `clock` is
+    that of ranks on several hosts."""
     ranks = mesh.tp.size
     if ranks == 1:
         return []
     seconds = max(peers.most(_collective_seconds(mesh)))
     affordable = int(budget_seconds / (len(CASES) * _LEAST_ROUNDS * _RUNS * _PER_LAYER * seconds))
     stage = _JointStage(mesh, cluster, cold_bytes, max(2, affordable))
-    points = [stage.measure(case, peers, budget_seconds / len(CASES)) for case in CASES]
-    return [
-        JointPoint(
-            p.collectives,
-            *peers.most([p.seconds, p.muted_seconds, p.collectives_seconds]),
+    found = []
+    for case in CASES:
+        p = stage.measure(case, peers, budget_seconds / len(CASES))
+        most = peers.most([p.seconds, p.muted_seconds, p.collectives_seconds])
+        found.append(
+            JointPoint(
+                p.collectives,
+                most[0],
+                most[1],
+                most[2],
+                p.full_bytes,
+                None if clock is None else stage.waited(case, peers, clock),
+            )
         )
-        for p in points
-    ]
+    return found
 
 
 def _collective_seconds(mesh: Mesh) -> list[float]:
@@ -85,7 +102,28 @@ class _JointStage:
                 peers.align()
                 seconds.append(self._timed(run, case))
         collectives = _PER_LAYER * len(self.worker.model.blocks)
-        return JointPoint(collectives, *map(median, found))
+        size = case.work.tokens * self.plan.layout.spec.hidden * self.worker.compute.itemsize
+        whole, muted, alone = map(median, found)
+        return JointPoint(collectives, whole, muted, alone, size)
+
+    def waited(self, case: StepCase, peers: Peers, clock: RankClock) -> float:
+        """Median seconds that the rank with most to compute waits for others: the one that waits
+        least."""
+        clock.measure()
+        return median(self._waits(case, peers, clock) for _ in range(_LEAST_ROUNDS))
+
+    def _waits(self, case: StepCase, peers: Peers, clock: RankClock) -> float:
+        peers.align()
+        ledger = Ledger(spans=Spans(1 + _PER_LAYER * len(self.worker.model.blocks)))
+        with self.mesh.tp.counting_into(ledger, timed=True):
+            ledger.begin_step("joint")
+            self._timed(self._joined, case)
+        # The first one lets all begin together.
+        own = [clock.map.common_ns(r.begin_ns) for r in ledger.spans.last(1)][1:]
+        ranks = peers.gather(own)
+        last = [max(entered) for entered in zip(*ranks, strict=True)]
+        waited: int = min(sum(last) - sum(entered) for entered in ranks)
+        return waited / 1e9
 
     @torch.inference_mode()
     def _timed(self, run: Callable[[StepCase], None], case: StepCase) -> float:
