@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -46,10 +47,21 @@ def known_keys(schema: type) -> dict[str, bool]:
 
 
 def checked_arguments(arguments: list[str], schema: type) -> list[str]:
-    """Refuses unknown keys and makes `+known=` a plain override. Hydra's flags and `hydra.*`
-    pass."""
+    """Refuses unknown keys and makes `+known=` a plain override. Hydra's flags come first: it
+    doesn't read keys on both sides of one, as in `tp=1,2 -m pp=2`."""
     keys = known_keys(schema)
-    return [_flag(a, keys) if a.startswith("-") else _checked(a, keys) for a in arguments]
+    flags: list[str] = []
+    overrides: list[str] = []
+    before = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            flags.append(_flag(argument, keys))
+        elif before.startswith("-") and "=" not in argument:
+            flags.append(argument)
+        else:
+            overrides.append(_checked(argument, keys))
+        before = argument
+    return flags + overrides
 
 
 def _flag(argument: str, keys: dict[str, bool]) -> str:
@@ -63,7 +75,7 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
     if "=" not in argument:
         if argument.strip("+:") in keys:
             raise ConfigError(f"'{argument}' has no value; say {argument.strip('+:')}=VALUE")
-        return argument  # a flag's value, or something that Hydra refuses
+        return argument  # Hydra refuses it
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
@@ -73,6 +85,7 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
         ) from None
     key = override.key_or_group
     if key.split(".")[0].split("/")[0] == "hydra":
+        _check_hydra(key)
         return argument
     value = None if override.is_sweep_override() else override.value()
     within = [f"{key}.{k}" for k in value] if isinstance(value, dict) else []
@@ -83,6 +96,15 @@ def _checked(argument: str, keys: dict[str, bool]) -> str:
     if override.is_delete():
         raise ConfigError(f"'{argument}': a known key can't be removed; give it a value or null")
     return f"++{argument.lstrip('+')}" if argument.startswith("+") else argument
+
+
+def _check_hydra(key: str) -> None:
+    """Launchers, sweepers and callbacks have keys of their own."""
+    keys = {f"hydra.{k}": holds for k, holds in known_keys(HydraConf).items()}
+    parts = key.split(".")
+    above = [".".join(parts[:n]) for n in range(2, len(parts))]
+    if "/" not in key and key not in keys and not any(keys.get(a) is False for a in above):
+        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, keys)}")
 
 
 def _listed(keys: dict[str, bool]) -> str:
@@ -101,6 +123,8 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         key = getattr(error, "full_key", None)
+        if key and "is not a ListConfig" in message:
+            raise ConfigError(f"{key}: expected a list, as in {key}=[…]") from None
         if isinstance(error, ConfigKeyError) and key:
             near = did_you_mean(key, known_keys(schema))
             raise ConfigError(f"unknown key '{key}'{near}") from None

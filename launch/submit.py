@@ -65,6 +65,9 @@ def _check(settings: SubmitCommand) -> None:
     minutes, start = settings.slurm.minutes, settings.kubernetes.start_minutes
     if minutes is not None and minutes < 0:
         raise ConfigError(f"slurm.minutes={minutes} is negative; give 0 or more")
+    for option in settings.slurm.options:
+        if not option.startswith("-"):
+            raise ConfigError(f"slurm.options: '{option}' is no option; say '--{option}'")
     for key, number in (("cores", settings.cores), ("kubernetes.start_minutes", start)):
         if number is not None and number < 1:
             raise ConfigError(f"{key}={number} is out of range; give at least 1")

@@ -148,6 +148,26 @@ def test_a_key_in_another_programs_spelling_is_told_the_right_one(argument: str)
     assert checked_arguments(flags, ServeCommand) == flags
 
 
+def test_flags_may_stand_anywhere() -> None:
+    given = ["+tp=1,2", "-m", "pp=2", "--config-dir", "here", "hydra.sweep.dir=x"]
+    ordered = ["-m", "--config-dir", "here", "++tp=1,2", "pp=2", "hydra.sweep.dir=x"]
+    assert checked_arguments(given, PlanCommand) == ordered
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_mistyped_key_of_hydra_names_the_nearest(sign: str) -> None:
+    for wrong, near in (("swep.dir", "sweep.dir"), ("job.chdr", "job.chdir")):
+        with pytest.raises(ConfigError, match=f"did you mean 'hydra.{near}'"):
+            checked_arguments([f"{sign}hydra.{wrong}=x"], PlanCommand)
+    free = ["hydra.launcher.n_jobs=2", "+hydra.callbacks.mine.a=b", "hydra/launcher=joblib"]
+    assert checked_arguments(free, PlanCommand) == free
+
+
+def test_one_value_where_a_list_belongs_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"stages: expected a list, as in stages=\["):
+        composed("plan", "stages=3")
+
+
 def test_a_group_may_be_given_as_one_value() -> None:
     assert composed("plan", "+engine={requests: 4}") == composed("plan", "engine.requests=4")
 

@@ -218,6 +218,7 @@ KUBERNETES, SKYPILOT = SubmitBackend.kubernetes, SubmitBackend.skypilot
         (SubmitCommand(drain_seconds=-1.0), "drain_seconds=-1.0 is negative"),
         (SubmitCommand(cores=0), "cores=0 is out of range; give at least 1"),
         (SubmitCommand(slurm=SlurmKeys(minutes=-5)), "slurm.minutes=-5 is negative"),
+        (SubmitCommand(slurm=SlurmKeys(options=["exclusive"])), "say '--exclusive'"),
         (SubmitCommand(api_key_file="nowhere"), "api_key_file=nowhere: No such file"),
         (SubmitCommand(report="nowhere/r.json"), "report=nowhere/r.json: its folder"),
         (
