@@ -31,7 +31,7 @@ serve: environment $(if $(findstring model=,$(ARGS)),,model)
 
 test: lint
 	$(PYTHON) -m launch.fetch
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 lint: test-environment
 	$(PYTHON) -m ruff check

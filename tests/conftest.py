@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from launch.openmp import wait_briefly
+from tests.one_process import RanksTogether, check_for_ranks
 from tests.rank_pool import RankPool
 
 # Runs that tests start make no folders in the tree.
 os.environ.setdefault("TESSERA_OUTPUTS", "")
 # Nor do their threads keep each other from the cores.
 wait_briefly(os.environ)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    check_for_ranks(items)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RanksTogether:
+    return RanksTogether(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_sums_and_gathers(
 
 @pytest.mark.parametrize(
     ("stages", "native", "backend", "buffer_bytes"),
-    [(3, False, "gloo", None), (2, True, "shared_memory", CHANNEL_BYTES)],
+    [(3, False, "gloo", 0), (2, True, "shared_memory", CHANNEL_BYTES)],
 )
 def test_a_pipeline_passes_batches_in_order(
     stages: int, native: bool, backend: str, buffer_bytes: int | None, pool: RankPool
