@@ -3,7 +3,7 @@
 GNU's threads spin for milliseconds. That costs nothing while each has a core; once another program
 takes one, a thread that spins keeps the core that the thread it waits for could run on. On two
 cores with one busy program beside, decode steps of 12 layers, 1024 wide, took 315 and 490 ms by
-default, 19 ms with 2000 turns, and about 11 ms either way without that program (docs/benchmarks.md).
+default, 19 ms with 2000 turns, and about 11 ms either way without it (docs/benchmarks.md).
 """
 
 from __future__ import annotations
