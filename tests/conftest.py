@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from launch.openmp import wait_briefly
+from parallel.devices.native.library import load
 from tests.one_process import RanksTogether, check_for_ranks
 from tests.rank_pool import RankPool
 
@@ -31,3 +33,13 @@ def pool() -> Iterator[RankPool]:
     made = RankPool(4)
     yield made
     made.close()
+
+
+@pytest.fixture(params=[False, True], ids=["vectors", "tiles"])
+def tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Native products by vectors alone, and by AMX's tiles."""
+    load()
+    if torch.ops.tessera_native.use_tiles(request.param) != request.param:
+        pytest.skip("the processor has no AMX, or lends none")
+    yield
+    torch.ops.tessera_native.use_tiles(True)

@@ -146,6 +146,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+@pytest.mark.usefixtures("tiles")
 @settings(max_examples=40)
 @given(case=cases())
 def test_any_chunks_of_any_batch(case: Case) -> None:
@@ -163,6 +164,7 @@ def test_any_chunks_of_any_batch(case: Case) -> None:
     assert torch.equal(found, computed(case, device, True, random.Random(case.seed + 1)))
 
 
+@pytest.mark.usefixtures("tiles")
 def test_long_contexts_are_shared_by_threads(device: CpuDevice) -> None:
     """One decode over many splits: as one thread computes it, and as the portable kernel does."""
     case = Case(head_map(9, 3, 1)[0], 64, None, 16, (2600,), torch.float32, 1)

@@ -37,20 +37,6 @@ PACKS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 CPU = probe_local(1).device(0).type
 NATIVE = [CpuDevice(native=True)] if CPU.native_kernels else []
 """Nothing where the native kernels can't run."""
-TILES = [False, True] if NATIVE and torch.ops.tessera_native.use_tiles(True) else [False]
-"""Products by AMX too, where the processor has it."""
-
-
-@pytest.fixture(params=TILES, ids=lambda tiles: "tiles" if tiles else "vectors")
-def tiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Native products by both kinds of instructions."""
-    if NATIVE:
-        assert torch.ops.tessera_native.use_tiles(request.param) == request.param
-    yield
-    if NATIVE:
-        torch.ops.tessera_native.use_tiles(True)
-
-
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()

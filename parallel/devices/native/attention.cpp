@@ -16,6 +16,7 @@
 
 #include "common.h"
 #include "tiles.h"
+#include "tiles_amx.h"
 
 namespace tessera {
 namespace {
@@ -60,9 +61,11 @@ struct Tile {
   int64_t splits() const { return (end - 1) / kSplit - first_split() + 1; }
 };
 
-// One thread's part: a tile, or one split of it whose result is kept at `partial`.
+// One thread's part: tiles of the same tokens under `heads` KV heads side by side, or one split of
+// one tile, whose result is kept at `partial`.
 struct Share {
   const Tile* tile;
+  int64_t heads;
   int64_t split;  // -1: all
   float* partial;
   int64_t cost;
@@ -76,10 +79,11 @@ struct Sums {
 };
 
 Sums sums_at(float* memory, int64_t rows, int64_t stride) {
-  return {memory, memory + rows * stride, memory + rows * (stride + 1)};
+  const int64_t held = amx::padded(rows);
+  return {memory, memory + held * stride, memory + held * (stride + 1)};
 }
 
-int64_t sums_size(int64_t rows, int64_t stride) { return rows * (stride + 2); }
+int64_t sums_size(int64_t rows, int64_t stride) { return amx::padded(rows) * (stride + 2); }
 
 struct Scratch {
   std::vector<float> memory;
@@ -90,63 +94,105 @@ struct Scratch {
   }
 };
 
+// Rows of keys that are multiplied together, then those of their values.
+template <typename T>
+struct KeyRows {
+  const T* rows[2 * kKeys];
+  int64_t count;
+};
+
+// Fetches the rows that come next, all heads of a share, while others are multiplied: a few lines at
+// a time, since the processor waits when too many are under way, and in the order of memory, so that
+// it goes ahead on its own.
+template <typename T>
+class Ahead {
+ public:
+  Ahead(const KeyRows<T>& keys, int64_t row_bytes)
+      : row_(keys.rows), end_(keys.rows + 2 * keys.count), bytes_(row_bytes) {}
+
+  int64_t lines() const { return (end_ - row_) * bytes_ / 64; }
+
+  // Inlined: what does nothing but prefetch has no effect for the compiler, and its call is left out.
+  __attribute__((always_inline)) void fetch(int64_t lines) {
+    for (; lines > 0 && row_ < end_; --lines) {
+      _mm_prefetch(reinterpret_cast<const char*>(*row_) + at_, _MM_HINT_T1);
+      at_ += 64;
+      if (at_ >= bytes_) {
+        at_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  const T* const* row_;
+  const T* const* end_;
+  int64_t bytes_, at_ = 0;
+};
+
 template <typename T>
 class Worker {
  public:
-  Worker(const Problem<T>& problem, int64_t rows, Scratch& scratch) : p_(problem) {
-    const int64_t q = rows * p_.padded_words(), k = p_.padded_words() * kKeys;
-    const int64_t v = kKeys * p_.padded_dim(), s = rows * kKeys;
-    const int64_t o = ceil_to(sums_size(rows, p_.padded_dim()), kLanes);
-    float* memory = scratch.take(q + k + v + 2 * s + 2 * o);
+  using Keys = KeyRows<T>;
+
+  // For shares of at most so many rows in a tile, and so many tiles.
+  Worker(const Problem<T>& problem, int64_t most_rows, int64_t most_heads, Scratch& scratch)
+      : p_(problem) {
+    const int64_t rows = amx::padded(most_rows);
+    q_size_ = rows * p_.padded_words();
+    sums_size_ = ceil_to(sums_size(rows, p_.padded_dim()), kLanes);
+    const int64_t k = p_.padded_words() * kKeys, v = kKeys * p_.padded_dim(), s = rows * kKeys;
+    float* memory = scratch.take(most_heads * (q_size_ + 2 * sums_size_) + k + v + 2 * s);
     auto next = [&](int64_t size) {
       float* at = memory;
       memory += size;
       return at;
     };
-    q_ = reinterpret_cast<int32_t*>(next(q));
+    q_ = reinterpret_cast<int32_t*>(next(most_heads * q_size_));
     k_ = reinterpret_cast<int32_t*>(next(k));
     v_ = reinterpret_cast<int32_t*>(next(v));
     scores_ = next(s);
     weights_ = reinterpret_cast<int32_t*>(next(s));
-    total_ = next(o);
-    part_ = next(o);
+    total_ = next(most_heads * sums_size_);
+    part_ = next(most_heads * sums_size_);
   }
 
   void run(const Share& share) {
-    const Tile& tile = *share.tile;
-    const int64_t rows = tile.tokens * group(tile).size();
-    load_query(tile);
-    if (share.split >= 0) {
-      attend(tile, share.split, sums_at(share.partial, rows, p_.padded_dim()));
-      return;
+    const Tile* tile = share.tile;
+    for (int64_t h = 0; h < share.heads; ++h) load_query(tile[h], q_ + h * q_size_);
+    if (share.split >= 0) return attend(share, share.split, share.partial);
+    const int64_t first = tile->first_split();
+    attend(share, first, total_);
+    for (int64_t split = first + 1; split < first + tile->splits(); ++split) {
+      attend(share, split, part_);
+      for (int64_t h = 0; h < share.heads; ++h) {
+        merge(sums(tile[h], part_ + h * sums_size_), sums(tile[h], total_ + h * sums_size_),
+              rows(tile[h]));
+      }
     }
-    const Sums total = sums_at(total_, rows, p_.padded_dim());
-    const int64_t first = tile.first_split();
-    attend(tile, first, total);
-    for (int64_t split = first + 1; split < first + tile.splits(); ++split) {
-      const Sums part = sums_at(part_, rows, p_.padded_dim());
-      attend(tile, split, part);
-      merge(part, total, rows);
+    for (int64_t h = 0; h < share.heads; ++h) {
+      write(tile[h], sums(tile[h], total_ + h * sums_size_));
     }
-    write(tile, total);
   }
 
   void join(const Tile& tile, float* partials) {
-    const int64_t rows = tile.tokens * group(tile).size(), stride = p_.padded_dim();
-    const Sums total = sums_at(partials, rows, stride);
+    const Sums total = sums(tile, partials);
     for (int64_t i = 1; i < tile.splits(); ++i) {
-      merge(sums_at(partials + i * sums_size(rows, stride), rows, stride), total, rows);
+      merge(sums(tile, partials + i * sums_size(rows(tile), p_.padded_dim())), total, rows(tile));
     }
     write(tile, total);
   }
 
  private:
   const std::vector<int64_t>& group(const Tile& tile) const { return p_.groups[tile.kv]; }
+  int64_t rows(const Tile& tile) const { return tile.tokens * group(tile).size(); }
+  Sums sums(const Tile& tile, float* memory) const {
+    return sums_at(memory, rows(tile), p_.padded_dim());
+  }
 
   // Rows are tokens, and for each of them the group's queries.
-  void load_query(const Tile& tile) {
+  void load_query(const Tile& tile, int32_t* to) {
     const int64_t stride = p_.padded_words();
-    int32_t* to = q_;
     for (int64_t t = 0; t < tile.tokens; ++t) {
       const T* row = p_.query + (tile.row + t) * p_.query_row;
       for (int64_t head : group(tile)) {
@@ -159,19 +205,16 @@ class Worker {
     }
   }
 
-  // Where keys and values from `first` on lie.
-  void find(const Tile& tile, int64_t first, int64_t count) {
+  // Where keys and values [first, last) of the first tile's head lie.
+  void find(const Tile& tile, int64_t first, int64_t last, Keys& keys) const {
     const int64_t* table = p_.tables + tile.sequence * p_.table_row;
     const int64_t size = p_.block_tokens, row = p_.kv_heads * p_.dim;
     int64_t block = first / size, inside = first % size;
-    for (int64_t n = 0; n < kKeys; ++n) {
-      if (n >= count) {
-        key_rows_[n] = value_rows_[n] = nullptr;
-        continue;
-      }
+    keys.count = last - first;
+    for (int64_t n = 0; n < keys.count; ++n) {
       const int64_t at = (table[block] * size + inside) * row + tile.kv * p_.dim;
-      key_rows_[n] = p_.keys + at;
-      value_rows_[n] = p_.values + at;
+      keys.rows[n] = p_.keys + at;
+      keys.rows[keys.count + n] = p_.values + at;
       if (++inside == size) {
         inside = 0;
         ++block;
@@ -179,43 +222,88 @@ class Worker {
     }
   }
 
-  void attend(const Tile& tile, int64_t split, const Sums& sums) {
-    const int64_t queries = group(tile).size(), rows = tile.tokens * queries;
-    const int64_t stride = p_.padded_dim(), vectors = ceil_to(p_.dim, kLanes) / kLanes;
-    std::fill_n(sums.values, rows * stride, 0.0f);
-    std::fill_n(sums.highest, rows, kNone);
-    std::fill_n(sums.weight, rows, 0.0f);
+  // One split of the share's tiles, each with its sums in `memory`.
+  void attend(const Share& share, int64_t split, float* memory) {
+    const Tile& tile = *share.tile;
+    int64_t most = 0;
+    for (int64_t h = 0; h < share.heads; ++h) {
+      const int64_t count = rows(share.tile[h]);
+      const Sums own = sums(share.tile[h], memory + h * sums_size_);
+      std::fill_n(own.values, count * p_.padded_dim(), 0.0f);
+      std::fill_n(own.highest, count, kNone);
+      std::fill_n(own.weight, count, 0.0f);
+      most = std::max(most, count);
+    }
+#ifdef __AMX_BF16__
+    std::optional<amx::Tiles> shapes;
+    if (tiled_) shapes.emplace(amx::shape(most));
+#endif
     const int64_t begin = std::max(split * kSplit, tile.begin / kKeys * kKeys);
     const int64_t end = std::min((split + 1) * kSplit, tile.end);
-    for (int64_t first = begin; first < end; first += kKeys) {
-      const int64_t count = std::min(kKeys, end - first), whole = ceil_to(count, kLanes);
-      find(tile, first, count);
-      pack_columns(key_rows_, whole, p_.dim, k_, kKeys);
-      pack_rows(value_rows_, ceil_to(count, 2), p_.dim, v_, stride);
-      multiply<T>({q_, p_.padded_words(), k_, kKeys, scores_, kKeys, p_.words(), false}, rows,
-                  whole / kLanes);
-      for (int64_t r = 0; r < rows; ++r) {
-        weigh(r, first, count, tile.position + r / queries, sums);
+    const int64_t row_bytes = share.heads * p_.dim * sizeof(T);
+    Keys *now = &keys_[0], *then = &keys_[1];
+    find(tile, begin, std::min(begin + kKeys, end), *now);
+    for (int64_t first = begin; first < end; first += kKeys, std::swap(now, then)) {
+      find(tile, first + now->count, std::clamp(end, first + now->count, first + 2 * kKeys), *then);
+      Ahead<T> ahead(*then, row_bytes);
+      for (int64_t h = 0; h < share.heads; ++h) {
+        attend_keys(share.tile[h], first, *now, h, q_ + h * q_size_,
+                    sums(share.tile[h], memory + h * sums_size_), ahead,
+                    ahead.lines() / (share.heads - h));
       }
-      multiply<T>({weights_, kKeys / kPerWord<T>, v_, stride, sums.values, stride,
-                   ceil_to(count, 2) / kPerWord<T>, true},
-                  rows, vectors);
     }
   }
 
-  // From the scores of a row to the weights of its keys; what is summed already is scaled.
-  void weigh(int64_t row, int64_t first, int64_t count, int64_t position, const Sums& sums) {
+  // AMX sums whole words of 16: keys that aren't there weigh nothing and are zeros.
+  void attend_keys(const Tile& tile, int64_t first, const Keys& keys, int64_t head,
+                   const int32_t* query, const Sums& sums, Ahead<T>& ahead, int64_t lines) {
+    const int64_t stride = p_.padded_dim(), queries = group(tile).size(), count = keys.count;
+    const int64_t whole = ceil_to(count, tiled_ ? 2 * kLanes : kLanes);
+    const int64_t valued = tiled_ ? whole : ceil_to(count, 2);
+    const T *key_rows[kKeys], *value_rows[kKeys];
+    for (int64_t n = 0; n < whole; ++n) {
+      key_rows[n] = n < count ? keys.rows[n] + head * p_.dim : nullptr;
+      value_rows[n] = n < count ? keys.rows[count + n] + head * p_.dim : nullptr;
+    }
+    const int64_t times = whole * p_.padded_words() / (kLanes * kLanes) + valued / 2 + rows(tile);
+    const int64_t few = lines / times + 1;
+    const auto fetch = [&] { ahead.fetch(few); };
+    pack_columns(key_rows, whole, p_.dim, k_, kKeys, fetch);
+    pack_rows(value_rows, valued, p_.dim, v_, stride, fetch);
+    product({query, p_.padded_words(), k_, kKeys, scores_, kKeys,
+             tiled_ ? p_.padded_words() : p_.words(), false},
+            rows(tile), whole / kLanes);
+    for (int64_t r = 0; r < rows(tile); ++r) {
+      fetch();
+      weigh(r, first, count, whole, tile.position + r / queries, sums);
+    }
+    product({weights_, kKeys / kPerWord<T>, v_, stride, sums.values, stride, valued / kPerWord<T>,
+             true},
+            rows(tile), ceil_to(p_.dim, kLanes) / kLanes);
+  }
+
+  void product(const Product& product, int64_t rows, int64_t vectors) const {
+#ifdef __AMX_BF16__
+    if (tiled_) return amx::multiply(product, rows, vectors);
+#endif
+    multiply<T>(product, rows, vectors);
+  }
+
+  // From the scores of a row to the weights of its keys, of which `whole` are written; what is
+  // summed already is scaled.
+  void weigh(int64_t row, int64_t first, int64_t count, int64_t whole, int64_t position,
+             const Sums& sums) {
     const int64_t low = std::max<int64_t>(0, p_.first_key(position) - first);
     const int64_t high = std::min(count, position - first + 1);
     T* weights = reinterpret_cast<T*>(weights_) + row * kKeys;
     if (low >= high) {
-      for (int64_t n = 0; n < count; n += kLanes) store(weights + n, _mm512_setzero_ps(), 0xffff);
+      for (int64_t n = 0; n < whole; n += kLanes) store(weights + n, _mm512_setzero_ps(), 0xffff);
       return;
     }
     const __m512 none = _mm512_set1_ps(kNone), scale = _mm512_set1_ps(p_.scale);
     __m512 score[kKeys / kLanes], best = none;
     __mmask16 seen[kKeys / kLanes];
-    const int64_t vectors = ceil_to(count, kLanes) / kLanes;
+    const int64_t vectors = whole / kLanes;
     for (int64_t v = 0; v < vectors; ++v) {
       seen[v] = lanes(high - v * kLanes) & ~lanes(low - v * kLanes);
       score[v] = _mm512_mask_mul_ps(none, seen[v],
@@ -281,10 +369,11 @@ class Worker {
   }
 
   const Problem<T>& p_;
+  const bool tiled_ = sizeof(T) == 2 && amx::usable();
+  int64_t q_size_, sums_size_;
   int32_t *q_, *k_, *v_, *weights_;
   float *scores_, *total_, *part_;
-  const T* key_rows_[kKeys];
-  const T* value_rows_[kKeys];
+  Keys keys_[2];
 };
 
 template <typename T>
@@ -311,22 +400,32 @@ void run(const Problem<T>& p) {
   thread_local Scratch partials;
   const std::vector<Tile> all = tiles(p);
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  int64_t rows = 1, size = 0, cost = 0;
+  int64_t rows = 1, heads = 1, size = 0, cost = 0;
   std::vector<Share> shares;
   std::vector<std::pair<const Tile*, int64_t>> divided;
   const bool divide = threads > 1 && static_cast<int64_t>(all.size()) < 4 * threads;
-  for (const Tile& tile : all) {
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Tile& tile = all[i];
     const int64_t own = tile.tokens * p.groups[tile.kv].size();
     rows = std::max(rows, own);
     const int64_t splits = tile.splits(), per_key = (16 + 4 * own) * p.padded_dim() / 64;
     cost += (tile.end - tile.begin) * per_key;
     if (!divide || splits == 1) {
-      shares.push_back({&tile, -1, nullptr, (tile.end - tile.begin) * per_key});
+      const int64_t whole = (tile.end - tile.begin) * per_key;
+      // A sequence's heads lie side by side, and are read as they lie.
+      if (!divide && i > 0 && tile.tokens == 1 && tile.sequence == all[i - 1].sequence &&
+          tile.row == all[i - 1].row && tile.kv == all[i - 1].kv + 1) {
+        Share& last = shares.back();
+        last.cost += whole;
+        heads = std::max(heads, ++last.heads);
+      } else {
+        shares.push_back({&tile, 1, -1, nullptr, whole});
+      }
       continue;
     }
     divided.push_back({&tile, size});
-    for (int64_t i = 0; i < splits; ++i) {
-      shares.push_back({&tile, tile.first_split() + i, nullptr, kSplit * per_key});
+    for (int64_t j = 0; j < splits; ++j) {
+      shares.push_back({&tile, 1, tile.first_split() + j, nullptr, kSplit * per_key});
       size += sums_size(own, p.padded_dim());
     }
   }
@@ -345,12 +444,12 @@ void run(const Problem<T>& p) {
   const int64_t used = cost < kWake ? 1 : std::min<int64_t>(threads, shares.size());
   at::parallel_for(0, used, 1, [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
-    Worker<T> worker(p, rows, scratch);
+    Worker<T> worker(p, rows, heads, scratch);
     for (size_t i = next++; i < shares.size(); i = next++) worker.run(shares[i]);
   });
   if (divided.empty()) return;
   thread_local Scratch scratch;
-  Worker<T> worker(p, 1, scratch);
+  Worker<T> worker(p, 1, 1, scratch);
   for (const auto& [tile, offset] : divided) worker.join(*tile, memory + offset);
 }
 

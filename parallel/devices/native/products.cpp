@@ -1,13 +1,13 @@
 // Products of bf16 [T, K] with a packed weight [N, K], summed in float32 and rounded to bf16 once,
 // or left as they are; and how weights are packed. A row's result doesn't know what else is in the
 // batch.
+#include "amx.h"
 #include "products.h"
 #include "products_tiles.h"
 #include "products_vectors.h"
 
 #include <ATen/Parallel.h>
 
-#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -22,14 +22,6 @@ void check_weight(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kBFloat16 &&
                   weight.is_contiguous() && weight.size(1) % 2 == 0,
               "a packed weight is a whole bf16 [N, K] with K even");
-}
-
-std::atomic<bool> without_tiles = false;
-
-// Whether products go by AMX's tiles where the processor has them; says whether they do now.
-bool use_tiles(bool wanted) {
-  without_tiles = !wanted;
-  return wanted && tiles::usable();
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight,
@@ -50,7 +42,7 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight,
                 "the bias is bf16 [", columns, "]");
     p.bias = bits(*bias);
   }
-  const bool tiled = tiles::usable() && !without_tiles;
+  const bool tiled = amx::usable();
   const int64_t panels = p.panels();
   const int threads = static_cast<int>(std::min<int64_t>(at::get_num_threads(), panels));
 #pragma omp parallel num_threads(threads)
@@ -128,7 +120,8 @@ at::Tensor packed_rows_meta(const at::Tensor& weight, const at::Tensor& ids) {
 
 TORCH_LIBRARY_FRAGMENT(tessera_native, library) {
   library.def("product(Tensor x, Tensor weight, Tensor? bias, bool wide) -> Tensor");
-  library.def("use_tiles(bool wanted) -> bool", tessera::use_tiles);
+  // Whether AMX may be used, where the processor has it; says whether it is.
+  library.def("use_tiles(bool wanted) -> bool", tessera::amx::use);
   library.def("pack_(Tensor(a!) weight) -> ()");
   library.def("packed_rows(Tensor weight, Tensor ids) -> Tensor");
 }

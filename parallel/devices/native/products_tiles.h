@@ -5,21 +5,17 @@
 // Where K leaves a narrower step, zeros fill it.
 #pragma once
 
+#include "amx.h"
 #include "products.h"
 
 #include <cstring>
 #include <vector>
 
-#ifdef __AMX_BF16__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace tessera::tiles {
 
 #ifdef __AMX_BF16__
 
-constexpr int64_t kRows = 16;               // of a tile; two tiles of rows are taken at once
+using amx::kRows;                           // two tiles of rows are taken at once
 constexpr int64_t kInputs = 32;             // of K that a step takes
 constexpr int64_t kStepBytes = kInputs * kPanel * 2;
 constexpr int64_t kSteps = 8;               // a panel's weights of so many steps stay in L1
@@ -28,35 +24,10 @@ constexpr int64_t kPacked = 1 << 20;        // bytes of inputs that it takes alo
 constexpr int64_t kGroup = 16;              // panels whose sums are kept between those blocks
 constexpr int64_t kAhead = kStepBytes;      // bytes that are fetched ahead for few rows
 
-// Linux lends the tiles' state to a process that asks for it.
-inline bool usable() {
-  constexpr long kRequest = 0x1023, kTileData = 18;
-  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-  return granted;
-}
-
-struct alignas(64) Shapes {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Tiles 0 to 3 are sums (rows by columns), 4 and 5 inputs, 6 and 7 weights.
-class Tiles {
- public:
-  Tiles(int64_t upper, int64_t lower) {
-    Shapes shapes;
-    const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
-    for (int i = 0; i < 8; ++i) {
-      shapes.rows[i] = static_cast<uint8_t>(rows[i]);
-      shapes.bytes[i] = rows[i] > 0 ? 64 : 0;
-    }
-    asm volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
+inline amx::Rows shape(int64_t upper, int64_t lower) {
+  return {upper, upper, lower, lower, upper, lower, kRows, kRows};
+}
 
 // `count` steps of up to 32 rows times one panel, added to `sums` [32][32] or put there.
 struct Steps {
@@ -73,7 +44,7 @@ struct Steps {
 template <bool both, _mm_hint near>
 inline void run_steps(const Steps& s) {
   constexpr int64_t row = kPanel * sizeof(float);
-  asm volatile("" ::: "memory");  // what was written before is what the tiles read
+  amx::written();
   if (s.first) {
     _tile_zero(0);
     _tile_zero(1);
@@ -181,7 +152,7 @@ inline void run_few(const Product& p, int64_t begin, int64_t end) {
   }
   alignas(64) float sums[2 * kRows * kPanel];
   Weights weights;
-  const Tiles tiles(std::min(p.rows, kRows), both ? p.rows - kRows : 0);
+  const amx::Tiles tiles(shape(std::min(p.rows, kRows), both ? p.rows - kRows : 0));
   for (int64_t panel = begin; panel < end; ++panel) {
     Steps s{reinterpret_cast<const char*>(p.x), p.x_stride * 2, kInputs * 2,
             kRows * p.x_stride * 2,             nullptr,        whole,
@@ -221,7 +192,7 @@ inline void run_many(const Product& p, int64_t begin, int64_t end) {
   inputs.resize(most_tiles * most_steps * kRows * kInputs);
   sums.resize(most_tiles * kRows * kPanel * (step_blocks == 1 ? 1 : kGroup));
   Weights weights;
-  const Tiles shapes(kRows, kRows);
+  const amx::Tiles tiles(shape(kRows, kRows));
   for (int64_t block = 0; block < row_blocks; ++block) {
     const int64_t row = part_begin(tile_rows, block, row_blocks) * kRows;
     const int64_t next_row = part_begin(tile_rows, block + 1, row_blocks) * kRows;
@@ -269,7 +240,6 @@ inline void run(const Product& p, int64_t begin, int64_t end) {
 
 #else
 
-inline bool usable() { return false; }
 inline void run(const Product&, int64_t, int64_t) {}
 
 #endif

@@ -125,13 +125,15 @@ inline void transpose(__m512i r[16]) {
 }
 
 // `keys` rows (a multiple of 16) of `dim` elements → [words, stride], a key in each column.
-template <typename T>
+// `between` is called for every 16 × 16 words.
+template <typename T, typename F>
 inline void pack_columns(const T* const* rows, int64_t keys, int64_t dim, int32_t* to,
-                         int64_t stride) {
+                         int64_t stride, const F& between) {
   for (int64_t first = 0; first < keys; first += kLanes) {
     for (int64_t at = 0; at < dim; at += kLanes * kPerWord<T>) {
       __m512i r[16];
       for (int i = 0; i < 16; ++i) r[i] = words(rows[first + i], at, dim);
+      between();
       transpose(r);
       int32_t* out = to + at / kPerWord<T> * stride + first;
       for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * stride, r[i]);
@@ -140,21 +142,26 @@ inline void pack_columns(const T* const* rows, int64_t keys, int64_t dim, int32_
 }
 
 // `keys` rows (even) of `dim` elements → [keys / elements of a word, stride], a channel in each
-// column: a word holds that channel of the keys that are multiplied together.
+// column: a word holds that channel of the keys that are multiplied together. `between` is called
+// for every two keys.
+template <typename F>
 inline void pack_rows(const float* const* rows, int64_t keys, int64_t dim, int32_t* to,
-                      int64_t stride) {
+                      int64_t stride, const F& between) {
   for (int64_t n = 0; n < keys; ++n) {
+    if (n % 2 == 0) between();
     for (int64_t at = 0; at < dim; at += kLanes) {
       _mm512_storeu_si512(to + n * stride + at, words(rows[n], at, dim));
     }
   }
 }
 
+template <typename F>
 inline void pack_rows(const BFloat16* const* rows, int64_t keys, int64_t dim, int32_t* to,
-                      int64_t stride) {
+                      int64_t stride, const F& between) {
   const __m512i order = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
   const __m512i order_high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
   for (int64_t n = 0; n < keys; n += 2) {
+    between();
     for (int64_t at = 0; at < dim; at += 2 * kLanes) {
       const __m512i even = words(rows[n], at, dim), odd = words(rows[n + 1], at, dim);
       const __m512i low = _mm512_unpacklo_epi16(even, odd);
