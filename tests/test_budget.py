@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.planning import without_shared_memory
+from launch.chosen_links import without_shared_memory
 from parallel.errors import CapacityError
 from parallel.hardware.facts import Cluster, Link, LinkKind, Node
 from parallel.layout.degrees import Degrees

@@ -46,7 +46,7 @@ SHARED_MEMORY = Link(
     bandwidth_bytes_per_second=5.5e9,
     latency_seconds=2e-6,
     base_seconds=4e-6,
-    operations=("all_reduce", "send"),
+    operations=("all_reduce", "all_gather", "send"),
 )
 """All-reduce over shared memory by busy waiting; 2 ranks took 7.6 µs at 4 KiB, 25 at 64 KiB,
 162 at 1 MiB."""
@@ -129,7 +129,7 @@ def _shared_memory(device: DeviceType) -> Link:
     """Stages send through it by the native kernels (collectives/channels.py)."""
     if device.native_kernels:
         return SHARED_MEMORY
-    return replace(SHARED_MEMORY, operations=("all_reduce",))
+    return replace(SHARED_MEMORY, operations=("all_reduce", "all_gather"))
 
 
 def _cpu(threads: float, memory_bytes: int, flags: frozenset[str]) -> DeviceType:
