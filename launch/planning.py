@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.chosen_links import chosen_links, lacking_here
 from launch.entry import CONFIGS, under_torchrun
-from launch.schema import PlanKeys, RunKeys, SubmitCommand
+from launch.schema import GenerateCommand, MeasureCommand, PlanKeys, RunKeys, SubmitCommand
 from parallel.architecture.checkpoint import load_spec
 from parallel.architecture.spec import ModelSpec
 from parallel.conversion.default_model import DEFAULT_MODEL
@@ -62,7 +62,17 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
 
 def _limits(settings: PlanKeys) -> EngineLimits:
     mapped = isinstance(settings, RunKeys) and settings.symmetric_memory
-    return EngineLimits(**asdict(settings.engine), symmetric_memory=mapped)
+    return EngineLimits(
+        **asdict(settings.engine), symmetric_memory=mapped, beside=_beside(settings)
+    )
+
+
+def _beside(settings: PlanKeys) -> str:
+    """A plan that no run follows is a server's."""
+    job = settings.job.value if isinstance(settings, SubmitCommand) else None
+    if job == "measure" or isinstance(settings, MeasureCommand):
+        return "nothing"
+    return "batch" if job == "generate" or isinstance(settings, GenerateCommand) else "front"
 
 
 def _cluster(settings: PlanKeys, known: dict[str, KnownDevice], ranks: int | None) -> Cluster:

@@ -31,7 +31,7 @@ _NATIVE_FLAGS = frozenset({"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "av
 """What the kernels of devices/native are written for."""
 _COMPUTE_EFFICIENCY = 0.8
 _RUNTIME_BYTES = 320 * MIB
-"""Resident before the model: 241 MiB, 277 where rank 0 also hosts; kernels add code and scratch."""
+"""Resident before the model: 247 MiB; kernels add code and scratch."""
 _CORE_FLOPS = (
     ("amx_bf16", {"bf16": 1000e9, "fp16": 86e9, "fp32": 86e9}),
     ("avx512_bf16", {"bf16": 256e9, "fp16": 86e9, "fp32": 86e9}),

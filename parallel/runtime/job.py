@@ -42,7 +42,8 @@ _LOAD_TIMEOUT = timedelta(hours=12)
 
 class RankJob:
     """Everything that this rank holds, made in order and given back in reverse. The last
-    `trace_steps` steps are kept for a trace."""
+    `trace_steps` steps are kept for a trace. `beside_bytes` of the host's memory are a process's
+    that serves this rank alone."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class RankJob:
         options: MeshOptions,
         make_worker: type[Worker] = Worker,
         trace_steps: int = 0,
+        beside_bytes: int = 0,
     ):
         self.plan, self.rank, self.device = plan, rank, device
         degrees = plan.layout.degrees
@@ -70,6 +72,8 @@ class RankJob:
         self.control = ControlChannel.open(self.mesh, self.replica)
         self.rank_clock = RankClock.open(self.mesh)
         self.runtime_bytes = device.context_bytes()
+        if device.kind == "cpu":
+            self.runtime_bytes += beside_bytes
         self.worker = make_worker(plan, rank, self.mesh, device, self.ledger)
         self.instruments = Instruments(self.worker, device, self.rank_clock, self.runtime_bytes)
 
