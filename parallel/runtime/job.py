@@ -66,14 +66,17 @@ class RankJob:
         self.clock = StepClock()
         self.activations = Peak(0, 0)
         self._scheduler: Scheduler | None = None
+        # Communicators of NCCL take device memory as they open, and are planned apart.
+        context = device.context_bytes()
         self.mesh = Mesh.create(degrees, rank, device, self.ledger, options)
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
         self.control = ControlChannel.open(self.mesh, self.replica)
         self.rank_clock = RankClock.open(self.mesh)
-        self.runtime_bytes = device.context_bytes()
         if device.kind == "cpu":
-            self.runtime_bytes += beside_bytes
+            # What gloo holds isn't.
+            context = device.context_bytes() + beside_bytes
+        self.runtime_bytes = context
         self.worker = make_worker(plan, rank, self.mesh, device, self.ledger)
         self.instruments = Instruments(self.worker, device, self.rank_clock, self.runtime_bytes)
 
