@@ -50,6 +50,8 @@ class Rejected:
     reason: str
     suggestion: str
     formats: Formats
+    excess: float | None = None
+    """Of a layout that fits but breaks a limit: how far it is from it, as a ratio."""
 
     def to_json(self) -> dict[str, Any]:
         d = self.degrees
@@ -89,6 +91,14 @@ class Outcome:
                 "another number of ranks, or leave an axis out"
             )
         first = self.rejected[0]
+        missed = [r for r in self.rejected if r.excess is not None]
+        if missed:
+            first = min(missed, key=lambda r: r.excess or 0.0)
+            many = len(missed)
+            who = f"{many} layouts fit, all break" if many > 1 else "one layout fits, it breaks"
+            raise CapacityError(
+                f"{who} the limits; nearest is {first.degrees}: {first.reason}; {first.suggestion}"
+            )
         raise CapacityError(f"{first.reason}; {first.suggestion}")
 
 
@@ -105,6 +115,10 @@ class Planner:
     targets: Targets = field(default_factory=Targets)
     other_formats: tuple[Formats, ...] = ()
     """Formats to weigh beside the first ones."""
+    _tried: dict[tuple[Degrees, str], bool] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """Layouts that were suggested for others: whether they work."""
 
     def plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
         """Of one layout. Where whole KV groups and even heads differ, the faster of both."""
@@ -168,7 +182,8 @@ class Planner:
             if missed is None:
                 plans.append(plan)
             else:
-                rejected.append(Rejected(degrees, *missed, self.formats))
+                facts = (missed.reason, missed.change, self.formats, missed.excess)
+                rejected.append(Rejected(degrees, *facts))
         rejected.extend(self._out_of_order(mixed))
 
     def _choice(self, plans: Sequence[Plan], wanted: Wanted) -> str:
@@ -248,12 +263,16 @@ class Planner:
         if not isinstance(error, CapacityError):
             return self._nearest(degrees, wanted)
         free = Wanted(heads=wanted.heads)
-        nearby = [Degrees(tp=degrees.tp, pp=degrees.pp * k, dp=1) for k in (2, 4, 8)]
-        nearby += [Degrees(tp=degrees.tp * k, pp=degrees.pp, dp=1) for k in (2, 4, 8)]
-        nearby += [Degrees(degrees.tp, degrees.pp)] if degrees.stage_tp else []
+        tp, pp = degrees.tp, degrees.pp
+        nearby = [Degrees(tp, more) for more in (pp + 1, pp * 2, pp * 4, pp * 8)]
+        nearby += [Degrees(more, pp) for more in (tp + 1, tp * 2, tp * 4, tp * 8)]
+        nearby += [Degrees(tp, pp)] if degrees.stage_tp else []
         nearby.sort(key=lambda d: d.world_size)
         for other in nearby:
-            if self._works(other, free):
+            tried = (other, free.heads)
+            if tried not in self._tried:
+                self._tried[tried] = self._works(other, free)
+            if self._tried[tried]:
                 return f"use {other}"
         if self.formats.weights.bytes > 2:
             half = precision("bf16")
