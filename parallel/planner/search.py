@@ -23,6 +23,9 @@ from parallel.planner.unlike import Cutting
 from parallel.precision import precision
 from parallel.units import GIB
 
+_FEW_HUNDREDTHS, _MOST_SHARE = 3, 0.95
+"""A little more memory is suggested before more devices, as long as some stays free."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -262,6 +265,8 @@ class Planner:
         """The smallest change that was tried and found to work."""
         if not isinstance(error, CapacityError):
             return self._nearest(degrees, wanted)
+        if share := self._larger_share(degrees, wanted):
+            return f"use memory_share={share:.2f}"
         free = Wanted(heads=wanted.heads)
         tp, pp = degrees.tp, degrees.pp
         nearby = [Degrees(tp, more) for more in (pp + 1, pp * 2, pp * 4, pp * 8)]
@@ -285,6 +290,16 @@ class Planner:
                 if replace(self, limits=limits)._works(degrees, wanted):
                     return f"use engine.step_tokens={tokens}"
         return self._more_memory(degrees, wanted)
+
+    def _larger_share(self, degrees: Degrees, wanted: Wanted) -> float | None:
+        """Of the device, where a few hundredths more are enough; what was given in GiB is meant."""
+        if self.budget.memory_gib is not None:
+            return None
+        shares = [round(self.budget.share + n / 100, 2) for n in range(1, _FEW_HUNDREDTHS + 1)]
+        for share in (s for s in shares if s <= _MOST_SHARE):
+            if replace(self, budget=Budget(share=share))._works(degrees, wanted):
+                return share
+        return None
 
     def _nearest(self, degrees: Degrees, wanted: Wanted) -> str:
         """The legal layout that differs least from an illegal one."""
