@@ -37,6 +37,18 @@ PACKS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 CPU = probe_local(1).device(0).type
 NATIVE = [CpuDevice(native=True)] if CPU.native_kernels else []
 """Nothing where the native kernels can't run."""
+TILES = [False, True] if NATIVE and torch.ops.tessera_native.use_tiles(True) else [False]
+"""Products by AMX too, where the processor has it."""
+
+
+@pytest.fixture(params=TILES, ids=lambda tiles: "tiles" if tiles else "vectors")
+def tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Native products by both kinds of instructions."""
+    if NATIVE:
+        assert torch.ops.tessera_native.use_tiles(request.param) == request.param
+    yield
+    if NATIVE:
+        torch.ops.tessera_native.use_tiles(True)
 
 
 @pytest.fixture(params=[1, 2])
@@ -59,6 +71,7 @@ def assert_rounded(found: torch.Tensor, exact: torch.Tensor, inner: int) -> None
     assert bool(((found - exact).abs() <= bound).all())
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("device", NATIVE)
 @given(
     rows=st.integers(1, 70),
@@ -84,6 +97,7 @@ def test_native_products_are_rounded_once(
     assert bool(((wide - exact).abs() <= bound).all())
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("device", NATIVE)
 @pytest.mark.parametrize("rows", [1, 13])
 def test_a_head_keeps_what_bf16_would_round_away(device: CpuDevice, rows: int) -> None:
@@ -102,6 +116,7 @@ def test_heads_that_are_not_packed_are_float_as_well(dtype: torch.dtype) -> None
     torch.testing.assert_close(found, F.linear(x, weight).float(), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("device", NATIVE)
 @pytest.mark.parametrize("rows", [1, 12, 13, 97, 200])
 @pytest.mark.parametrize(("columns", "inner"), [(96, 2050), (33, 4100), (576, 576)])
@@ -136,6 +151,7 @@ def test_rows_of_a_packed_table(device: CpuDevice, threads: int, columns: int) -
             table.rows(torch.tensor([0, wrong]))
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("device", NATIVE)
 def test_products_of_views_and_of_nothing(device: CpuDevice) -> None:
     weight, wide = random(40, 32), random(6, 100, seed=1)
@@ -215,7 +231,8 @@ def test_packed_products_equal_plain_ones(rows: int, shape: tuple[int, int]) -> 
     x = torch.randn(rows, shape[1]).bfloat16()
     packed = made.pack(CpuDevice())
     assert (packed is not None) == PACKS
-    torch.testing.assert_close(made(x), F.linear(x, weight, bias), rtol=0, atol=0)
+    exact = F.linear(x.double(), weight.double(), bias if bias is None else bias.double())
+    assert_rounded(made(x), exact, shape[1])
     if packed is not None:
         assert packed.bytes == weight.nbytes
         assert made.weight is None
