@@ -7,6 +7,7 @@ type is refused with the nearest key. `+key=` on a known key means `key=`.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -111,6 +112,9 @@ def _listed(keys: dict[str, bool]) -> str:
     return ", ".join(k for k, holds in keys.items() if not holds)
 
 
+_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
+
+
 def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
     """Raises `ConfigError` for a missing value, a wrong type or an unknown key."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
@@ -128,6 +132,9 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
         if isinstance(error, ConfigKeyError) and key:
             near = did_you_mean(key, known_keys(schema))
             raise ConfigError(f"unknown key '{key}'{near}") from None
+        if key and (choice := _CHOICE.fullmatch(message)):
+            near = did_you_mean(choice[1], choice[2].split(", "))
+            raise ConfigError(f"{key}={choice[1]} is unknown{near}; legal: {choice[2]}") from None
         raise ConfigError(f"{key}: {message}" if key else message) from None
 
 

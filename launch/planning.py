@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 
+from launch.chosen_links import chosen_links, lacking_here
 from launch.entry import CONFIGS, under_torchrun
-from launch.schema import Collectives, PlanKeys, RunKeys
+from launch.schema import GenerateCommand, MeasureCommand, PlanKeys, RunKeys, SubmitCommand
 from parallel.architecture.checkpoint import load_spec
 from parallel.architecture.spec import ModelSpec
 from parallel.conversion.default_model import DEFAULT_MODEL
@@ -61,32 +62,34 @@ def make_planner(settings: PlanKeys, spec: ModelSpec, world_size: int | None) ->
 
 def _limits(settings: PlanKeys) -> EngineLimits:
     mapped = isinstance(settings, RunKeys) and settings.symmetric_memory
-    return EngineLimits(**asdict(settings.engine), symmetric_memory=mapped)
+    return EngineLimits(
+        **asdict(settings.engine), symmetric_memory=mapped, beside=_beside(settings)
+    )
+
+
+def _beside(settings: PlanKeys) -> str:
+    """A plan that no run follows is a server's."""
+    job = settings.job.value if isinstance(settings, SubmitCommand) else None
+    if job == "measure" or isinstance(settings, MeasureCommand):
+        return "nothing"
+    return "batch" if job == "generate" or isinstance(settings, GenerateCommand) else "front"
 
 
 def _cluster(settings: PlanKeys, known: dict[str, KnownDevice], ranks: int | None) -> Cluster:
-    """A run over gloo alone is planned so: in time, and in what its collectives hold. Of hosts that
-    torchrun has started this one is known, the others are taken to be like it."""
+    """With the links that the run would choose. Of hosts that torchrun has started this one is
+    known, the others are taken to be like it."""
     hosts = host_count() if settings.cluster == LOCAL else 1
     here = ranks if ranks is None else ranks // hosts
     cluster = hosts_like(load_cluster(settings.cluster, CLUSTERS, here, known), hosts)
-    gloo = isinstance(settings, RunKeys) and settings.collectives is Collectives.gloo
-    return without_shared_memory(cluster) if gloo else cluster
+    runs = isinstance(settings, RunKeys) and not isinstance(settings, SubmitCommand)
+    lacks = lacking_here() if runs or settings.cluster == LOCAL else ""
+    asked = settings.collectives.value if isinstance(settings, RunKeys) else "auto"
+    return chosen_links(cluster, _limits(settings), asked, lacks)
 
 
 def host_count() -> int:
     """Hosts of this run, by torchrun; 1 without it."""
     return max(1, int(os.environ.get("GROUP_WORLD_SIZE", "1"))) if under_torchrun() else 1
-
-
-def without_shared_memory(cluster: Cluster) -> Cluster:
-    nodes = [
-        replace(n, link=n.general_link, general_link=None)
-        if n.link.kind == "shared_memory" and n.general_link is not None
-        else n
-        for n in cluster.nodes
-    ]
-    return replace(cluster, nodes=tuple(nodes))
 
 
 def _targets(settings: PlanKeys) -> Targets:

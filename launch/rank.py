@@ -51,6 +51,10 @@ class Host:
     def loaded(self, report: Json) -> None:
         return
 
+    def beside_bytes(self) -> int:
+        """Of processes that it has started, in the host's memory."""
+        return 0
+
     def report(self, report: Json, file: str | None) -> None:
         show_report(report, file)
 
@@ -138,7 +142,8 @@ def _start(
         symmetric_memory=settings.symmetric_memory,
     )
     traced = 0 if settings.trace is None else settings.trace_steps
-    job = RankJob(plan, rank, device, options, make_worker, traced)
+    beside = 0 if host is None else host.beside_bytes()
+    job = RankJob(plan, rank, device, options, make_worker, traced, beside)
     joined.set()
     _same_plan(job.mesh.exchange.collect("plan", _digest(plan)))
     if host is not None:

@@ -14,6 +14,7 @@ from launch.rank import Host, RouterAt, leave
 from launch.running import show_report
 from launch.schema import ServeCommand
 from parallel.collectives.addresses import own_address
+from parallel.devices.process import status_bytes
 from parallel.errors import RunError
 from parallel.planner.plan import Plan
 from parallel.server.process import spawn_front
@@ -46,6 +47,9 @@ class ServeHost(Host):
 
     def router(self) -> RouterAt:
         return self._front.router_address, self._key
+
+    def beside_bytes(self) -> int:
+        return status_bytes("VmRSS", Path(f"/proc/{self._front.pid}"))
 
     def loaded(self, report: dict[str, Any]) -> None:
         """Predicted against measured so far; the address as soon as the front serves."""

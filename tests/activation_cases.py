@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from launch.planning import without_shared_memory
+from launch.chosen_links import without_shared_memory
 from parallel.architecture.checkpoint import load_spec
 from parallel.collectives.mesh import MeshOptions
 from parallel.devices.cpu import CpuDevice

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.planning import without_shared_memory
+from launch.chosen_links import without_shared_memory
 from parallel.errors import CapacityError
 from parallel.hardware.facts import Cluster, Link, LinkKind, Node
 from parallel.layout.degrees import Degrees
@@ -28,7 +28,7 @@ from parallel.requests.types import Request, Sampling
 from parallel.scheduling.blocks import BlockManager
 from parallel.scheduling.scheduler import Batch, Limits, Scheduler
 from parallel.units import GIB, MIB, format_bytes
-from tests.specs import BIG, specs, toy_device
+from tests.specs import BIG, specs, toy_cluster, toy_device
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,27 @@ def test_symmetric_memory_where_it_is_asked_for_on_one_host(hosts: int, mebibyte
     layout, asked = Layout.make(BIG, Degrees(2)), EngineLimits(symmetric_memory=True)
     assert communication_bytes(layout, 0, cluster, asked) == mebibytes * MIB
     assert communication_bytes(layout, 0, cluster, EngineLimits()) == 342 * MIB
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside", "more"),
+    [
+        ("cpu", "nothing", 0),
+        ("cpu", "batch", 840 * BIG.vocabulary),
+        ("cpu", "front", 840 * BIG.vocabulary + 50 * MIB),
+        ("cuda", "front", 0),
+    ],
+)
+def test_rank_0_has_a_batch_or_a_front_beside_its_rank(kind: str, beside: str, more: int) -> None:
+    """In the memory of its host, which is the device's on CPU."""
+    device = replace(toy_device(16.0, kind=kind), runtime_bytes=7)
+    cluster, layout = toy_cluster(device, device), Layout.make(BIG, Degrees(1, 1, 2))
+    formats, budget = choose_formats(BIG), Budget()
+    plain, held = (
+        Room.of(layout, cluster, formats, EngineLimits(beside=b), budget).memory(4)
+        for b in ("nothing", beside)
+    )
+    assert [h.runtime - p.runtime for h, p in zip(held, plain, strict=True)] == [more, 0]
 
 
 def test_a_run_over_gloo_has_no_workspace() -> None:

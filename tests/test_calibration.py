@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -28,6 +28,8 @@ from parallel.calibration.overheads import (
     layer_error,
     nonnegative_fit,
 )
+from parallel.collectives.mesh import Mesh, MeshOptions
+from parallel.devices.fake import FakeCudaDevice
 from parallel.errors import ConfigError, HardwareError
 from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.curve import Curve
@@ -35,7 +37,16 @@ from parallel.hardware.device_fields import DEVICE_KEYS, device_document, read_d
 from parallel.hardware.facts import Link
 from parallel.hardware.fields import Fields
 from parallel.hardware.overheads import Overheads, overheads_document, read_overheads
-from tests.specs import toy_cluster, toy_device
+from parallel.instrument.ledger import Ledger
+from parallel.layout.degrees import Degrees
+from parallel.layout.layout import Layout
+from parallel.planner.formats import choose_formats
+from parallel.planner.limits import Budget, EngineLimits
+from parallel.planner.room import Room
+from parallel.runtime.job import RankJob
+from parallel.runtime.step_timing import step_plan
+from parallel.runtime.worker import Worker
+from tests.specs import BIG, toy_cluster, toy_device
 
 CLUSTERS = Path(__file__).parents[1] / "configs" / "clusters"
 NOTES = {
@@ -310,3 +321,49 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="output="):
         write_document(tmp_path / "taken.yaml", described(1))
     assert [p.name for p in tmp_path.iterdir()] == ["taken.yaml"]
+
+
+NCCL, CONTEXT = 342 << 20, 500 << 20
+
+
+@pytest.mark.parametrize(("kind", "measured"), [("cuda", CONTEXT), ("cpu", CONTEXT + NCCL + 7)])
+def test_communicators_of_nccl_are_no_runtime(
+    monkeypatch: pytest.MonkeyPatch, kind: str, measured: int
+) -> None:
+    """They are planned apart; what gloo holds is the runtime's, and so is a front on the host."""
+    device = FakeCudaDevice()
+    held = [CONTEXT]
+    monkeypatch.setattr(device, "kind", kind)
+    monkeypatch.setattr(device, "context_bytes", lambda: sum(held))
+    create = Mesh.create
+
+    def opened(*arguments: Any) -> Mesh:
+        held.append(NCCL)
+        return create(*arguments)
+
+    monkeypatch.setattr(Mesh, "create", opened)
+    job = RankJob(
+        step_plan(1, toy_cluster(toy_device(kind=kind))),
+        0,
+        device,
+        MeshOptions(),
+        make_worker=cast(type[Worker], _NoWorker),
+        beside_bytes=7,
+    )
+    job.close()
+    assert job.runtime_bytes == measured
+
+
+class _NoWorker:
+    def __init__(self, plan: object, rank: int, mesh: Mesh, device: object, ledger: Ledger):
+        self.mesh, self.ledger = mesh, ledger
+
+
+def test_a_calibrated_plan_counts_nccl_once() -> None:
+    """Runtime as it was measured, and a communicator for each axis beside it."""
+    device = toy_device(16.0, kind="cuda", runtime_bytes=CONTEXT, fragmentation=0.0)
+    cluster, layout = toy_cluster(device, device), Layout.make(BIG, Degrees(2))
+    room = Room.of(layout, cluster, choose_formats(BIG), EngineLimits(), Budget())
+    for memory in room.memory(4):
+        assert memory.communication == NCCL
+        assert CONTEXT <= memory.runtime < CONTEXT + NCCL

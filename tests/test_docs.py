@@ -234,6 +234,7 @@ def test_the_contract_names_every_field_of_plan_and_report() -> None:
     ledger = Ledger(phase="decode")
     ledger.add(("tp", "all_reduce", "ffn", "decode", "gloo"), 1, 0, 1)
     step = {"predicted_seconds": 1, "measured_seconds": 1, "steps": 1, "tokens": 1, "rows": 1}
+    step |= {"swapped_blocks": 1, "predicted_swap_seconds": 1}
     timeline = MemoryTimeline()
     timeline.event(MemoryEntry(0, "loaded", *[0] * 9))
     memory = timeline.rows(0, float)

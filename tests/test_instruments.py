@@ -25,7 +25,14 @@ from parallel.instrument.spans import Kind, Moment, Record, Samples, Spans
 from parallel.instrument.stamps import from_wire, to_wire
 from parallel.instrument.waits import RankStamps, split_waits
 from parallel.layout.degrees import Degrees
+from parallel.planner.limits import EngineLimits
+from parallel.planner.search import Wanted
 from parallel.runtime.activations import LiveTensors
+from parallel.runtime.engine import _shape
+from parallel.runtime.measuring import predicted_costs
+from parallel.runtime.reporting import predicted_steps
+from parallel.scheduling.batch import Batch
+from tests.specs import toy_planner
 
 
 def test_ledger_adds_up_by_phase() -> None:
@@ -265,6 +272,29 @@ def test_clock_keeps_shapes_and_overlapping_steps() -> None:
     assert shape == decode
     assert (count.steps, count.pairs, count.cached, count.seconds) == (2, 202, 202, 5.0)
     assert found["prefill"][0][1].seconds == 5.0
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_swapped_blocks_are_part_of_what_is_predicted(pp: int) -> None:
+    plan = toy_planner(limits=EngineLimits(swap_gib=0.01)).plan(Degrees(pp=pp), Wanted())
+    batch = Batch((), (), swapped_out=((0, 0), (1, 1)), swapped_in=((2, 2),))
+    assert _shape("decode", batch)[1] == Contexts(0, 0, 3)
+
+    def clock(swapped: int) -> StepClock:
+        made = StepClock(course=[])
+        made.start(0, Shape("decode", 2, 2, 2), Contexts(100, 100, swapped))
+        made.stop(0)
+        return made
+
+    kept, moved = (predicted_steps(plan, clock(n))["decode"] for n in (0, 3))
+    swap_seconds = 3 * plan.move_seconds()
+    assert (kept["predicted_swap_seconds"], kept["swapped_blocks"]) == (0.0, 0)
+    assert moved["predicted_swap_seconds"] == swap_seconds > 0
+    assert (moved["swapped_blocks"], moved["steps"]) == (3, 1)
+    more = moved["predicted_seconds"] - kept["predicted_seconds"]
+    assert more == pytest.approx(swap_seconds)
+    still, went = (predicted_costs(plan, clock(n))["decode"]["predicted"] for n in (0, 3))
+    assert went["seconds"] - still["seconds"] == pytest.approx(swap_seconds)
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 32])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.accuracy import fit_engines
 from benchmarks.accuracy.engines import engine_key, engines
 from benchmarks.accuracy.rows import Run, facts_of, models
 from benchmarks.accuracy.serving import predict
@@ -56,6 +57,36 @@ def test_rows_are_predicted_or_left_out_with_a_reason(tmp_path: Path) -> None:
     reasons = {entry["row"]: entry["reason"] for entry in found["skipped"]}
     assert sorted(reasons) == sorted(REASONS)
     assert all(word in reasons[line] for line, word in REASONS.items()), reasons
+
+
+def test_the_half_kept_back_is_told_by_model_gpu_and_engine(tmp_path: Path) -> None:
+    """Rows on odd lines: of the first three, the second."""
+    (tmp_path / "serving.csv").write_text("\n".join((HEADER, *ROWS)) + "\n")
+    command = [sys.executable, "benchmarks/plan_accuracy.py", f"evaluate={tmp_path}"]
+    done = subprocess.run(
+        [*command, "held_out=true"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "rows kept back (odd lines)" in done.stdout
+    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if "%" in line}
+    for name in ("all", "somebodys-27b", "h200", "new-engine", "fp8"):
+        assert rows.pop(name) == "1"
+    assert set(rows) == {"serving"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "give FILE.csv ENGINE"),
+        (["serving.csv", "vlm"], "no engine 'vlm'"),
+        (["serving.csv", "vllm", "h1000"], "h1000: 0 of 1 rows of 'vllm'"),
+    ],
+)
+def test_a_fit_without_rows_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    (tmp_path / "serving.csv").write_text("\n".join((HEADER, ROWS[0])) + "\n")
+    assert fit_engines.main([str(tmp_path / words[0]), *words[1:]] if words else []) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ def test_table_names_bytes_by_cause_and_communication() -> None:
         (["tp=4", "heads=groups"], ["whole KV groups"]),
         (["cluster=9xh100"], ["unknown cluster", "8xh100"]),
         (["cluster=8xh100", "tp=9"], ["rank 8 has no device", "8"]),
+        (["objective=latenci"], ["did you mean 'latency'", "throughput, latency, cost"]),
+        (["slo.ttft_ms=-5"], ["slo.ttft_ms=-5", "positive"]),
+        (
+            ["cluster=8xh100", "slo.tpot_ms=0.001"],
+            ["layouts fit, all break the limits; nearest is tp=", "allow slo.tpot_ms="],
+        ),
         (["precision.weights=bf15"], ["bf15", "bf16"]),
         (["precision.kv_cache=int4"], ["precision.kv_cache 'int4'", "did you mean 'int8'"]),
         (["tp=2", "memory_gib=0.3"], ["doesn't fit", "budget", "memory_gib="]),

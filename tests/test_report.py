@@ -198,6 +198,13 @@ def test_communication_of_a_phase_without_steps() -> None:
     printed(report_tables, report)
 
 
+def test_swapping_is_said_where_there_was_any() -> None:
+    swapped = {"swapped_blocks": 7, "predicted_swap_seconds": 0.3}
+    steps = {"prefill": STEPS["prefill"], "decode": {**STEPS["decode"], **swapped}}
+    prefill, decode = summary_lines(build_report(plan(), [found(0), found(1)], [], steps))[2:4]
+    assert "300.00 ms of it for 7 blocks swapped" in decode and "swapped" not in prefill
+
+
 def test_collectives_are_summed_over_ranks() -> None:
     entries = [
         collective(0, seconds=0.1),

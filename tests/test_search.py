@@ -63,6 +63,8 @@ def followed(planner: Planner, rejected: Rejected) -> Plan:
     words, degrees, wanted = rejected.suggestion, rejected.degrees, Wanted()
     if found := re.fullmatch(r"use tp=(\d+) pp=(\d+) dp=(\d+)", words):
         degrees = Degrees(*map(int, found.groups()))
+    elif found := re.fullmatch(r"use memory_share=(0\.\d\d)", words):
+        planner = replace(planner, budget=Budget(share=float(found[1])))
     elif words == "use precision.weights=bf16":
         planner = replace(planner, formats=choose_formats(planner.spec, "bf16"))
     elif found := re.fullmatch(r"use engine\.step_tokens=(\d+)", words):
@@ -109,6 +111,21 @@ def test_suggestions_are_true(planner: Planner, words: str) -> None:
     with pytest.raises(CapacityError) as caught:
         outcome.best()
     assert str(caught.value) == f"{rejected.reason}; {rejected.suggestion}"
+
+
+def test_a_little_more_of_a_device_comes_before_more_devices() -> None:
+    def asked(share: float) -> Outcome:
+        return toy_planner(devices=2, budget=Budget(share=share)).search(ALONE)
+
+    least = next(n for n in range(1, 96) if asked(n / 100).plans) / 100
+    for short in (0.01, 0.03):
+        (rejected,) = asked(least - short).rejected
+        assert rejected.suggestion == f"use memory_share={least:.2f}"
+    (rejected,) = asked(least - 0.04).rejected
+    assert rejected.suggestion.startswith("use tp=")
+    fixed = Budget(4 * (least - 0.01))
+    (rejected,) = toy_planner(devices=2, budget=fixed).search(ALONE).rejected
+    assert rejected.suggestion.startswith("use tp=")
 
 
 @settings(max_examples=30)

@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from parallel.units import MIB
 from tests.commands import ROOT, command, environment, run
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -228,6 +229,9 @@ def test_plan_and_report_over_http(server: Server) -> None:
             figures = rank["memory_bytes"][cause]
             assert figures["predicted"] == figures["measured"]
     assert {row["rank"] for row in report["collectives"]} == {0, 1}
+    with_front, without = (rank["memory_bytes"]["runtime"] for rank in report["ranks"])
+    for runtime in ("predicted", "measured"):
+        assert with_front[runtime] - without[runtime] > 32 * MIB
     assert report["provenance"]["config"]["tp"] == 2 == plan["tp"]
     assert httpx.get(f"{server.address}/health").status_code == 200
     assert httpx.get(f"{server.address}/ready").status_code == 200

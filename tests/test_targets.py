@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from parallel.errors import ConfigError
+from parallel.errors import CapacityError, ConfigError
 from parallel.layout.degrees import Degrees
 from parallel.layout.heads import head_map
 from parallel.planner.formats import choose_formats
 from parallel.planner.plan import Plan
 from parallel.planner.search import Wanted
-from parallel.planner.targets import OBJECTIVES, Targets
+from parallel.planner.targets import OBJECTIVES, Targets, _above
 from tests.specs import small_spec, toy_cluster, toy_device, toy_planner
 
 
@@ -76,6 +78,36 @@ def test_a_limit_refuses_what_breaks_it_and_its_advice_is_true(key: str) -> None
         assert planner.targets.missed(planner.plan(r.degrees, Wanted())) is None
 
 
+def test_all_limits_that_are_broken_are_told_at_once() -> None:
+    limits = Targets(ttft_seconds=1e-7, tpot_seconds=1e-7, devices=1, dollars_per_hour=0.5)
+    outcome = replace(toy_planner(), targets=limits).search(Wanted())
+    assert not outcome.plans
+    for r in outcome.rejected:
+        if r.excess is None:
+            continue
+        word, *changes = r.suggestion.split()
+        allowed = {key: float(v) for key, _, v in (c.partition("=") for c in changes)}
+        assert word == "allow" and all(f"over {key}=" in r.reason for key in allowed)
+        assert ("budget.gpus" in allowed) == (r.degrees.world_size > 1)
+        kept = Targets(
+            ttft_seconds=allowed["slo.ttft_ms"] / 1e3,
+            tpot_seconds=allowed["slo.tpot_ms"] / 1e3,
+            devices=int(allowed.get("budget.gpus", 1)),
+            dollars_per_hour=allowed.get("budget.dollars_per_hour", 0.5),
+        )
+        assert kept.missed(toy_planner().plan(r.degrees, Wanted())) is None
+    nearest = min((r for r in outcome.rejected if r.excess), key=lambda r: r.excess or 0.0)
+    with pytest.raises(CapacityError, match=f"all break the limits; nearest is {nearest.degrees}"):
+        outcome.best()
+
+
+@given(st.floats(1e-3, 1e9))
+def test_a_limit_is_said_in_plain_digits_and_never_below(value: float) -> None:
+    digits = _above(value)
+    assert "e" not in digits.lower()
+    assert value <= float(digits) <= value * 1.011
+
+
 def test_a_price_limit_needs_prices() -> None:
     free = toy_cluster(toy_device(4.0, dollars_per_hour=None))
     planner = toy_planner(cluster=free, targets=Targets(dollars_per_hour=5.0))
@@ -87,8 +119,8 @@ def test_a_price_limit_needs_prices() -> None:
     ("values", "message"),
     [
         ({"objective": "fast"}, "objective=fast is unknown"),
-        ({"tpot_seconds": 0.0}, "slo.tpot_ms is out of range"),
-        ({"devices": -1}, "budget.gpus is out of range"),
+        ({"tpot_seconds": 0.0}, "slo.tpot_ms=0 is out of range"),
+        ({"devices": -1}, "budget.gpus=-1 is out of range"),
     ],
     ids=str,
 )

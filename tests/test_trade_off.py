@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parallel.report.figure import Figure, scaled
 from parallel.report.sides import planned_side
-from parallel.report.step_costs import StepCosts, step_costs
+from parallel.report.step_costs import StepCosts, step_costs, steps_run
 from parallel.report.trade_off import trade_off
 from parallel.report.verdict import DONT, OTHERWISE, SHARD, Candidate, decide
 from tests.measured import made_plan, made_trade_off
@@ -232,3 +232,8 @@ def test_a_measured_trade_off_adds_up() -> None:
 
 
 _PARTS = ("compute", "imbalance", "host", "pipeline", "communication")
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 step of 2.5"), (20, "20 steps of 2.5")])
+def test_steps_are_counted_in_words(count: int, said: str) -> None:
+    assert steps_run({"steps": count, "tokens_per_step": 2.5}) == f"{said} tokens"

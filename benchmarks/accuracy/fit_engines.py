@@ -25,7 +25,7 @@ from benchmarks.accuracy.rows import Run, read_runs
 from benchmarks.accuracy.serving import predict
 from benchmarks.accuracy.summary import summary
 from parallel.calibration.least_squares import Array, minimise
-from parallel.errors import ConfigError
+from parallel.errors import ConfigError, TesseraError
 from parallel.hardware.fields import read_yaml
 
 Facts = Mapping[str, Any]
@@ -95,7 +95,18 @@ def show(part: Sequence[Run], fitted: Facts, known: Mapping[str, Facts], name: s
     print(f"    first token {summary(first)}", flush=True)
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> int:
+    try:
+        _fit_and_show(words)
+    except TesseraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _fit_and_show(words: Sequence[str]) -> None:
+    if len(words) not in (2, 3):
+        raise ConfigError("give FILE.csv ENGINE, and a GPU or a model to leave out if any")
     file, engine, without = Path(words[0]), words[1], words[2] if len(words) > 2 else None
     known: dict[str, Facts] = read_yaml(FILE)
     if engine not in known:
@@ -120,4 +131,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -9,8 +9,10 @@ from parallel.report.render import make_console, make_table, write_heading, writ
 Json = dict[str, Any]
 
 
-def show(result: Json) -> None:
-    console = make_console()
+def show(result: Json, held_out: bool = False) -> None:
+    """`held_out`: errors are those of the half that nothing was fitted to."""
+    console, half = make_console(), ", rows kept back (odd lines)" if held_out else ""
+    of_fits = ", half kept back from the fit" if held_out else ""
     if "serving" in result:
         serving = result["serving"]
         table = make_table(
@@ -21,7 +23,8 @@ def show(result: Json) -> None:
             table.add_section()
             for name, part in serving[group].items():
                 _serving_row(table, name, part)
-        write_heading(console, "Time per output token and to the first, predicted against measured")
+        what = "Time per output token and to the first, predicted against measured"
+        write_heading(console, what + half)
         write_table(console, table)
         _skipped(serving["skipped"], console)
     for name, groups in (("collectives", ("by_gpu", "by_library")), ("gemm", ("by_gpu",))):
@@ -34,7 +37,7 @@ def show(result: Json) -> None:
             table.add_section()
             for member, errors in part[group].items():
                 _row(table, member, errors)
-        write_heading(console, f"{name}: seconds predicted against measured")
+        write_heading(console, f"{name}: seconds predicted against measured{of_fits}")
         write_table(console, table)
         _skipped(part["skipped"], console)
 

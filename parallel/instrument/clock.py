@@ -22,10 +22,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Contexts:
-    """What a step's attention has to do: query-key `pairs`, and `cached` tokens that are read."""
+    """What a step's attention has to do: query-key `pairs`, and `cached` tokens that are read;
+    `swapped` blocks go to host memory or come back before it."""
 
     pairs: int
     cached: int
+    swapped: int = 0
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Count:
     steps: int = 0
     pairs: int = 0
     cached: int = 0
+    swapped: int = 0
     seconds: float = 0.0
     ahead: int = 0
 
@@ -72,6 +75,7 @@ class StepClock:
         count.steps += 1
         count.pairs += step.contexts.pairs
         count.cached += step.contexts.cached
+        count.swapped += step.contexts.swapped
         count.ahead += step.ahead
         count.seconds += self.now() - began
 

@@ -10,6 +10,7 @@ from parallel.hardware.device_type import DeviceType
 
 _COUNTS = ("step_tokens", "requests", "block_tokens", "context_tokens", "batches", "queue")
 _CHOICES = {
+    "beside": ("nothing", "batch", "front"),
     "kernels": ("auto", "native", "portable"),
     "attention": ("auto", "sdpa", "native", "varlen", "flash_attn", "flashinfer", "flex"),
     "sequence_parallel": ("auto", "on", "off"),
@@ -22,7 +23,9 @@ class EngineLimits:
     `context_tokens`: longest sequence (None: the model's); `batches`: in flight in a pipeline
     (None: one per stage); `block_tokens`: tokens per cache block; `queue`: most that wait in a
     replica (None: 16 · `requests`); `swap_gib`: host memory of a rank for preempted requests;
-    `symmetric_memory`: tensor-parallel GPUs of a host map some of each other's.
+    `symmetric_memory`: tensor-parallel GPUs of a host map some of each other's; `beside`: what
+    rank 0 has beside its rank, a 'batch' of prompts from a file in its process or the 'front' of a
+    server in one of its own.
 
     `kernels`, `attention` and `sequence_parallel` name forms of the same arithmetic."""
 
@@ -39,6 +42,7 @@ class EngineLimits:
     cuda_graphs: bool = True
     sequence_parallel: str = "auto"
     symmetric_memory: bool = False
+    beside: str = "nothing"
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

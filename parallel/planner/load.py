@@ -16,7 +16,8 @@ ones would march in step, and wait for each other as no real load does."""
 class Load:
     """`rounds` requests of each client, in the mean, are looked at; `rounds_of_mean` weigh the
     first burst, in which all clients begin at once, against the steady state after it. `prompts`:
-    so many different ones are asked in turn, as some load generators do; 0: no two are alike."""
+    a load generator that has only so many asks them in turn and then begins again, so that an
+    engine may find them in its cache (`asked_before`); 0: no two are alike."""
 
     concurrency: int
     input_tokens: int
@@ -32,12 +33,19 @@ class Load:
         return self.prompts * (self.input_tokens + self.output_tokens)
 
     def asked_before(self, request: int) -> bool:
-        """The requests after the burst stand for many rounds, in which all that is new is asked
-        once: so large a share of them is new."""
+        """Whether the prompt of a request (0 is the first) is a repetition.
+
+        The generator's run has `concurrency` · `rounds_of_mean` requests, the first `prompts` of
+        them new. In the burst that is counted: request 20 of 16 prompts is a repetition. Of the
+        requests after it only a few are simulated for all, and the new ones among all would come
+        first: so each is new with the share that new ones have in the whole, spread evenly over
+        their numbers. With 100 prompts and 16 clients 84 are left for the 144 requests after the
+        burst, 58 % of them new; with 128 clients the burst has asked them all."""
         if request < self.concurrency or not self.prompts:
             return 0 < self.prompts <= request
         later = self.concurrency * (self.rounds_of_mean - 1)
-        return _halton(request + 1, 5) >= (self.prompts - self.concurrency) / later
+        new_share = (self.prompts - self.concurrency) / later
+        return _halton(request + 1, 5) >= new_share
 
     def times(
         self,

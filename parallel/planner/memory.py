@@ -28,6 +28,11 @@ CHANNEL_BYTES = 4 * MIB
 fits at once for hidden sizes to 4096 (collectives/channels.py)."""
 SYMMETRIC_BYTES = 16 * MIB
 """What each GPU maps of its own for the others (collectives/symmetric_memory.py)."""
+TOKENIZER_WORD_BYTES = 840
+"""Of each word of the vocabulary, with its merge: of tokenizers 0.22 with 49152, 128000 and 256000
+words 628, 837 and 836 were resident."""
+FRONT_BYTES = 50 * MIB
+"""Of the front process without its tokenizer: Python, the routes, what carries them."""
 FLASHINFER_BYTES = 128 * MIB
 """As recommended for FlashInfer's wrappers, which share it; each holds 8 MiB more."""
 
@@ -118,6 +123,14 @@ def runtime_bytes(device: DeviceType, activations: int) -> int:
     """Context and libraries; on CUDA also what the allocator reserves beyond its tensors."""
     beyond = device.fragmentation * activations if device.kind == "cuda" else 0
     return device.runtime_bytes + ceil(beyond)
+
+
+def beside_bytes(device: DeviceType, beside: str, vocabulary: int) -> int:
+    """Of what rank 0 has beside its rank (`EngineLimits`), where that is the device's memory: on
+    CPU."""
+    if device.kind != "cpu" or beside == "nothing":
+        return 0
+    return TOKENIZER_WORD_BYTES * vocabulary + (FRONT_BYTES if beside == "front" else 0)
 
 
 def attention_bytes(device: DeviceType, form: str) -> int:

@@ -116,7 +116,7 @@ class Plan:
             cache_tokens=self.kv_cache_tokens,
             block_tokens=limits.block_tokens,
             host_blocks=self.swap_blocks,
-            move_seconds=self._move_seconds(replica),
+            move_seconds=self.move_seconds(replica),
         )
         load = Load(self._clients, workload.input_tokens, workload.output_tokens, rounds=rounds)
 
@@ -125,7 +125,7 @@ class Plan:
 
         return Simulation(load, rules, seconds).run()
 
-    def _move_seconds(self, replica: int) -> float:
+    def move_seconds(self, replica: int = 0) -> float:
         """A block's way to host memory, on the rank that takes longest: all move theirs at once."""
         costs, tokens = EngineCosts(), self.limits.block_tokens
         return max(

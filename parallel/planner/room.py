@@ -15,6 +15,7 @@ from parallel.planner.limits import Budget, EngineLimits, Workload
 from parallel.planner.memory import (
     RankMemory,
     attention_bytes,
+    beside_bytes,
     communication_bytes,
     kv_bytes_per_token,
     runtime_bytes,
@@ -89,7 +90,8 @@ class Room:
         context = self._context(blocks)
         batches = self.limits.batches or self.layout.degrees.pp
         memories, known = [], {}
-        for r in self.ranks:
+        vocabulary = self.layout.spec.vocabulary
+        for number, r in enumerate(self.ranks):
             # Equal stages are one object.
             if id(r.stage) not in known:
                 given = (r.stage, self.limits, context, batches)
@@ -97,6 +99,8 @@ class Room:
             activations, graphs = known[id(r.stage)]
             spare = spare_blocks(r.device.kind == "cuda", self.limits)
             workspace = attention_bytes(r.device, self.limits.attention)
+            if number == 0:
+                workspace += beside_bytes(r.device, self.limits.beside, vocabulary)
             memories.append(
                 replace(
                     r.memory,

@@ -23,6 +23,9 @@ from parallel.planner.unlike import Cutting
 from parallel.precision import precision
 from parallel.units import GIB
 
+_FEW_HUNDREDTHS, _MOST_SHARE = 3, 0.95
+"""A little more memory is suggested before more devices, as long as some stays free."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -50,6 +53,8 @@ class Rejected:
     reason: str
     suggestion: str
     formats: Formats
+    excess: float | None = None
+    """Of a layout that fits but breaks a limit: how far it is from it, as a ratio."""
 
     def to_json(self) -> dict[str, Any]:
         d = self.degrees
@@ -89,6 +94,14 @@ class Outcome:
                 "another number of ranks, or leave an axis out"
             )
         first = self.rejected[0]
+        missed = [r for r in self.rejected if r.excess is not None]
+        if missed:
+            first = min(missed, key=lambda r: r.excess or 0.0)
+            many = len(missed)
+            who = f"{many} layouts fit, all break" if many > 1 else "one layout fits, it breaks"
+            raise CapacityError(
+                f"{who} the limits; nearest is {first.degrees}: {first.reason}; {first.suggestion}"
+            )
         raise CapacityError(f"{first.reason}; {first.suggestion}")
 
 
@@ -105,6 +118,10 @@ class Planner:
     targets: Targets = field(default_factory=Targets)
     other_formats: tuple[Formats, ...] = ()
     """Formats to weigh beside the first ones."""
+    _tried: dict[tuple[Degrees, str], bool] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """Layouts that were suggested for others: whether they work."""
 
     def plan(self, degrees: Degrees, wanted: Wanted) -> Plan:
         """Of one layout. Where whole KV groups and even heads differ, the faster of both."""
@@ -168,7 +185,8 @@ class Planner:
             if missed is None:
                 plans.append(plan)
             else:
-                rejected.append(Rejected(degrees, *missed, self.formats))
+                facts = (missed.reason, missed.change, self.formats, missed.excess)
+                rejected.append(Rejected(degrees, *facts))
         rejected.extend(self._out_of_order(mixed))
 
     def _choice(self, plans: Sequence[Plan], wanted: Wanted) -> str:
@@ -247,13 +265,19 @@ class Planner:
         """The smallest change that was tried and found to work."""
         if not isinstance(error, CapacityError):
             return self._nearest(degrees, wanted)
+        if share := self._larger_share(degrees, wanted):
+            return f"use memory_share={share:.2f}"
         free = Wanted(heads=wanted.heads)
-        nearby = [Degrees(tp=degrees.tp, pp=degrees.pp * k, dp=1) for k in (2, 4, 8)]
-        nearby += [Degrees(tp=degrees.tp * k, pp=degrees.pp, dp=1) for k in (2, 4, 8)]
-        nearby += [Degrees(degrees.tp, degrees.pp)] if degrees.stage_tp else []
+        tp, pp = degrees.tp, degrees.pp
+        nearby = [Degrees(tp, more) for more in (pp + 1, pp * 2, pp * 4, pp * 8)]
+        nearby += [Degrees(more, pp) for more in (tp + 1, tp * 2, tp * 4, tp * 8)]
+        nearby += [Degrees(tp, pp)] if degrees.stage_tp else []
         nearby.sort(key=lambda d: d.world_size)
         for other in nearby:
-            if self._works(other, free):
+            tried = (other, free.heads)
+            if tried not in self._tried:
+                self._tried[tried] = self._works(other, free)
+            if self._tried[tried]:
                 return f"use {other}"
         if self.formats.weights.bytes > 2:
             half = precision("bf16")
@@ -266,6 +290,16 @@ class Planner:
                 if replace(self, limits=limits)._works(degrees, wanted):
                     return f"use engine.step_tokens={tokens}"
         return self._more_memory(degrees, wanted)
+
+    def _larger_share(self, degrees: Degrees, wanted: Wanted) -> float | None:
+        """Of the device, where a few hundredths more are enough; what was given in GiB is meant."""
+        if self.budget.memory_gib is not None:
+            return None
+        shares = [round(self.budget.share + n / 100, 2) for n in range(1, _FEW_HUNDREDTHS + 1)]
+        for share in (s for s in shares if s <= _MOST_SHARE):
+            if replace(self, budget=Budget(share=share))._works(degrees, wanted):
+                return share
+        return None
 
     def _nearest(self, degrees: Degrees, wanted: Wanted) -> str:
         """The legal layout that differs least from an illegal one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from math import inf
 
 from parallel.errors import ConfigError, did_you_mean
@@ -41,7 +42,8 @@ class Targets:
         }
         for key, value in limits.items():
             if value is not None and not 0 < value < inf:
-                raise ConfigError(f"{key} is out of range; give a positive number")
+                given = value * 1e3 if key.endswith("_ms") else value
+                raise ConfigError(f"{key}={given:g} is out of range; give a positive number")
 
     def order(self, plan: Plan) -> tuple[float, ...]:
         """Sorts the best plan first; what the objective leaves open goes to speed, then to fewer
@@ -65,47 +67,72 @@ class Targets:
             return f"{plan.layout.degrees.world_size} ranks"
         return f"{plan.tokens_per_second:.1f} tokens/s"
 
-    def missed(self, plan: Plan) -> tuple[str, str] | None:
-        """Which limit a plan breaks, and the smallest change that would let it pass."""
-        ttft, tpot = plan.ttft_seconds, plan.tpot_seconds
-        if self.ttft_seconds is not None and ttft > self.ttft_seconds:
-            return (
-                f"time to first token {format_seconds(ttft)} is over slo.ttft_ms="
-                f"{self.ttft_seconds * 1e3:g}",
-                f"allow slo.ttft_ms={_above(ttft * 1e3)}",
-            )
-        if self.tpot_seconds is not None and tpot > self.tpot_seconds:
-            return (
-                f"time per output token {format_seconds(tpot)} is over slo.tpot_ms="
-                f"{self.tpot_seconds * 1e3:g}",
-                f"allow slo.tpot_ms={_above(tpot * 1e3)}",
-            )
-        devices = plan.layout.degrees.world_size
-        if self.devices is not None and devices > self.devices:
-            return (
-                f"{devices} devices are over budget.gpus={self.devices}",
-                f"allow budget.gpus={devices}",
-            )
-        return self._price(plan)
-
-    def _price(self, plan: Plan) -> tuple[str, str] | None:
-        if self.dollars_per_hour is None:
+    def missed(self, plan: Plan) -> Missed | None:
+        """Which limits a plan breaks, and the smallest change that would let it pass."""
+        found = [
+            _over(key, said, value, limit, scale)
+            for key, said, value, limit, scale in self._limits(plan)
+            if value > limit
+        ]
+        unknown = self.dollars_per_hour is not None and plan.dollars_per_hour is None
+        if unknown:
+            found.append(_NO_PRICE)
+        if not found:
             return None
-        price = plan.dollars_per_hour
-        if price is None:
-            return (
-                "a device has no price, so budget.dollars_per_hour can't be kept",
-                "give dollars_per_hour in its YAML",
-            )
-        if price > self.dollars_per_hour:
-            return (
-                f"{price:g} $ per hour are over budget.dollars_per_hour={self.dollars_per_hour:g}",
-                f"allow budget.dollars_per_hour={_above(price)}",
-            )
-        return None
+        asked = " ".join(m.change for m in found if m is not _NO_PRICE)
+        changes = [f"allow {asked}"] if asked else []
+        changes += [_NO_PRICE.change] if unknown else []
+        reasons = " and ".join(m.reason for m in found)
+        return Missed(reasons, "; ".join(changes), max(m.excess for m in found))
+
+    def _limits(self, plan: Plan) -> list[tuple[str, str, float, float, float]]:
+        """Those that were given: key, what is said of the plan, its value, the limit, and how many
+        of the key's units make one of theirs."""
+        devices = plan.layout.degrees.world_size
+        price = plan.dollars_per_hour or 0.0
+        ttft, tpot = plan.ttft_seconds, plan.tpot_seconds
+        first, following = (f"{format_seconds(s)} is" for s in (ttft, tpot))
+        limits = (
+            ("slo.ttft_ms", f"time to first token {first}", ttft, self.ttft_seconds, 1e3),
+            ("slo.tpot_ms", f"time per output token {following}", tpot, self.tpot_seconds, 1e3),
+            ("budget.gpus", f"{devices} devices are", devices, self.devices, 1.0),
+            (
+                "budget.dollars_per_hour",
+                f"{price:g} $ per hour are",
+                price,
+                self.dollars_per_hour,
+                1.0,
+            ),
+        )
+        return [(k, said, v, limit, scale) for k, said, v, limit, scale in limits if limit]
+
+
+@dataclass(frozen=True)
+class Missed:
+    """`change` is of what is allowed; `excess` how far the plan is from it, as a ratio."""
+
+    reason: str
+    change: str
+    excess: float
+
+
+_NO_PRICE = Missed(
+    "a device has no price, so budget.dollars_per_hour can't be kept",
+    "give dollars_per_hour in its YAML",
+    inf,
+)
+
+
+def _over(key: str, said: str, value: float, limit: float, scale: float) -> Missed:
+    reason = f"{said} over {key}={limit * scale:g}"
+    return Missed(reason, f"{key}={_above(value * scale)}", value / limit)
 
 
 def _above(value: float) -> str:
-    """Three digits, never below the value."""
-    digits = f"{value:.3g}"
-    return digits if float(digits) >= value else f"{value * 1.01:.3g}"
+    """Three digits, never below the value; whole numbers as they are."""
+    if value == int(value):
+        return str(int(value))
+    digits = Decimal(f"{value:.3g}")
+    if digits < Decimal(value):
+        digits += Decimal(1).scaleb(digits.adjusted() - 2)
+    return f"{digits:f}"

@@ -9,6 +9,7 @@ from parallel.report.canvas import Chart
 from parallel.report.render import ranges
 from parallel.report.report import sum_collectives
 from parallel.report.scatter import LayoutPoint, Pair, agreement_chart, pareto_chart
+from parallel.report.step_costs import steps_run
 from parallel.report.view import MEMORY_CAUSES, Json, short_name
 
 MEMORY = {
@@ -183,7 +184,7 @@ def _steps(body: Json, phase: str) -> Chart:
             parts = {kind: other[f"{kind}_ms"]["measured"] or 0.0 for kind in STEP}
             group.append(Bar("measured", parts))
         groups.append(group)
-    note = f"Mean of {costs['steps']} steps of {costs['tokens_per_step']:.1f} tokens."
+    note = f"Mean of {steps_run(costs)}."
     return time_bars(f"{phase}-steps", _TITLES[phase], note, groups, STEP)
 
 

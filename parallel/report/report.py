@@ -231,6 +231,9 @@ def summary_lines(report: Json) -> list[str]:
         error = relative_error(predicted, measured)
         if error is not None:
             line += f", predicted {format_seconds(predicted)} ({error:+.0%})"
+        if swapped := step.get("swapped_blocks"):
+            took = format_seconds(step["predicted_swap_seconds"])
+            line += f", {took} of it for {swapped} blocks swapped"
         lines.append(line + _cost(report["communication"][phase], phase))
     instrument = report["instrument"]
     if instrument["share"] is not None:

@@ -92,3 +92,9 @@ def _replica(replica: Sequence[Json], leader: Json, phase: str) -> StepCosts:
         pipeline=path - sum(busy),
         communication=step - path,
     )
+
+
+def steps_run(costs: Json) -> str:
+    """How many steps of a phase there were, and how large they were in the mean."""
+    count = costs["steps"]
+    return f"{count} step{'s' * (count != 1)} of {costs['tokens_per_step']:.1f} tokens"

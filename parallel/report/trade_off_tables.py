@@ -16,6 +16,7 @@ from parallel.report.render import (
     write_table,
 )
 from parallel.report.report import CAUSES, layout_name
+from parallel.report.step_costs import steps_run
 from parallel.units import format_bytes, format_seconds
 
 Json = Mapping[str, Any]
@@ -104,10 +105,7 @@ def _steps(phases: Json, console: Console) -> None:
             table.add_row(
                 title, *_row(figure, _ms), _ms(figure["measured"] / costs["tokens_per_step"])
             )
-        write_heading(
-            console,
-            f"{phase}: {costs['steps']} steps of {costs['tokens_per_step']:.1f} tokens",
-        )
+        write_heading(console, f"{phase}: {steps_run(costs)}")
         write_table(console, table)
 
 

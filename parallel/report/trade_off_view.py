@@ -8,6 +8,7 @@ from parallel.report.plan_view import plan_facts
 from parallel.report.provenance import provenance_facts
 from parallel.report.render import ranges
 from parallel.report.report import layout_name
+from parallel.report.step_costs import steps_run
 from parallel.report.view import (
     MEMORY_CAUSES,
     Headline,
@@ -94,7 +95,7 @@ def _costs(phase: str, costs: Json) -> PageTable:
         )
         for key, title in _STEP.items()
     ]
-    note = f"{costs['steps']} steps of {costs['tokens_per_step']:.1f} tokens on average."
+    note = f"{steps_run(costs)} on average."
     headers = ("a mean step", "predicted", "measured", "error", "for each token computed")
     return PageTable(f"{phase.capitalize()} steps", note, headers, rows)
 

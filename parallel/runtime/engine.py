@@ -243,4 +243,5 @@ def _shape(phase: str, batch: Batch) -> tuple[Shape, Contexts]:
         chunks += count > 1
         pairs += count * w.start + count * (count + 1) // 2
         cached += w.start + count
-    return Shape(phase, tokens, len(batch.work), rows, chunks), Contexts(pairs, cached)
+    swapped = len(batch.swapped_out) + len(batch.swapped_in)
+    return Shape(phase, tokens, len(batch.work), rows, chunks), Contexts(pairs, cached, swapped)

@@ -42,7 +42,8 @@ _LOAD_TIMEOUT = timedelta(hours=12)
 
 class RankJob:
     """Everything that this rank holds, made in order and given back in reverse. The last
-    `trace_steps` steps are kept for a trace."""
+    `trace_steps` steps are kept for a trace. `beside_bytes` of the host's memory are a process's
+    that serves this rank alone."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class RankJob:
         options: MeshOptions,
         make_worker: type[Worker] = Worker,
         trace_steps: int = 0,
+        beside_bytes: int = 0,
     ):
         self.plan, self.rank, self.device = plan, rank, device
         degrees = plan.layout.degrees
@@ -64,12 +66,17 @@ class RankJob:
         self.clock = StepClock()
         self.activations = Peak(0, 0)
         self._scheduler: Scheduler | None = None
+        # Communicators of NCCL take device memory as they open, and are planned apart.
+        context = device.context_bytes()
         self.mesh = Mesh.create(degrees, rank, device, self.ledger, options)
         self.lifeline = Lifeline.open(self.mesh)
         self.watchdog = Watchdog.start(self.mesh, options.timeout_seconds)
         self.control = ControlChannel.open(self.mesh, self.replica)
         self.rank_clock = RankClock.open(self.mesh)
-        self.runtime_bytes = device.context_bytes()
+        if device.kind == "cpu":
+            # What gloo holds isn't.
+            context = device.context_bytes() + beside_bytes
+        self.runtime_bytes = context
         self.worker = make_worker(plan, rank, self.mesh, device, self.ledger)
         self.instruments = Instruments(self.worker, device, self.rank_clock, self.runtime_bytes)
 

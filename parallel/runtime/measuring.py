@@ -198,15 +198,17 @@ def _by_phase(steps: list[RecordedStep], seconds: list[float]) -> Json:
 
 def predicted_costs(plan: Plan, clock: StepClock) -> Json:
     """Steps by phase as the clock saw them, and what the plan's model says of the same steps, in a
-    pipeline in the same order."""
+    pipeline in the same order; swapping blocks counts."""
     model = StepModel(plan.layout, plan.cluster, plan.formats, split_tokens=plan.split_tokens)
-    spent = _in_course(model, clock.course) if plan.layout.degrees.pp > 1 and clock.course else {}
+    move, spent = plan.move_seconds(), {}
+    if plan.layout.degrees.pp > 1 and clock.course:
+        spent = _in_course(model, clock.course, move)
     out: Json = {}
     for phase, shapes in clock.phases():
         sums = dict.fromkeys(("seconds", "communication_seconds", "imbalance_seconds"), 0.0)
         for shape, count in shapes:
             step = model.step(mean_work(shape, count))
-            sums["seconds"] += count.steps * step.seconds
+            sums["seconds"] += count.steps * step.seconds + count.swapped * move
             sums["communication_seconds"] += count.steps * step.communication_seconds
             sums["imbalance_seconds"] += count.steps * step.imbalance_seconds
         sums["seconds"] = spent.get(phase, sums["seconds"])
@@ -220,9 +222,15 @@ def predicted_costs(plan: Plan, clock: StepClock) -> Json:
     return out
 
 
-def _in_course(model: StepModel, course: list[Began]) -> dict[str, float]:
-    """Predicted seconds by phase, each step behind those that were ahead of it."""
-    passages = [replace(model.step(work_of(step)).passage, ahead=step.ahead) for step in course]
+def _in_course(model: StepModel, course: list[Began], move_seconds: float) -> dict[str, float]:
+    """Predicted seconds by phase, each step behind those that were ahead of it. All stages swap
+    their blocks as the step begins."""
+    passages = []
+    for step in course:
+        passage = model.step(work_of(step)).passage
+        first, *others = passage.busy
+        first += step.contexts.swapped * move_seconds
+        passages.append(replace(passage, busy=(first, *others), ahead=step.ahead))
     spent: dict[str, float] = {}
     for step, (began, ended) in zip(course, spans(passages), strict=True):
         spent[step.shape.phase] = spent.get(step.shape.phase, 0.0) + ended - began

@@ -45,7 +45,8 @@ def rank_report(worker: Worker, activations: Peak, runtime: int | None) -> Json:
 
 def predicted_steps(plan: Plan, clock: StepClock) -> Json:
     """Predicted and measured seconds of the phases that were run, summed over their shapes. Steps
-    of a pipeline are predicted as if those beside them were like them."""
+    of a pipeline are predicted as if those beside them were like them. `predicted_seconds` are with
+    those of `swapped_blocks`, which are shown apart as well."""
     steps: Json = {}
     model = StepModel(plan.layout, plan.cluster, plan.formats, split_tokens=plan.split_tokens)
     for phase, shapes in clock.phases():
@@ -56,12 +57,16 @@ def predicted_steps(plan: Plan, clock: StepClock) -> Json:
             step = model.step(mean_work(shape, count))
             in_flight = 1 + count.ahead / count.steps
             predicted += count.steps * max(step.seconds, in_flight * step.slowest_seconds)
+        swapped = sum(c.swapped for _, c in shapes)
+        swap_seconds = swapped * plan.move_seconds()
         steps[phase] = {
-            "predicted_seconds": predicted,
+            "predicted_seconds": predicted + swap_seconds,
+            "predicted_swap_seconds": swap_seconds,
             "measured_seconds": sum(c.seconds for _, c in shapes),
             "steps": sum(c.steps for _, c in shapes),
             "tokens": sum(c.steps * s.tokens for s, c in shapes),
             "rows": sum(c.steps * s.rows for s, c in shapes),
+            "swapped_blocks": swapped,
         }
     return steps
 
