@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -391,6 +393,27 @@ def test_starts_of_a_run_have_one_folder(
     with rank_log() as log:
         log.open(places[0])
     assert "start 3 of this run" in (outputs / str(places[0]) / "rank0.log").read_text()
+
+
+def test_a_job_that_slurm_queues_again_goes_on_in_its_folder(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the job's script is a user's own and `run_folder` isn't given; another run of the same
+    job, or of another, has its own."""
+    monkeypatch.setattr("launch.run_folder.datetime", SimpleNamespace(now=lambda: now))
+
+    def begin(job: str, again: int, port: int) -> Path | None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(again))
+        return RunFolder(ServeCommand(port=port)).path()
+
+    now = datetime(2026, 1, 2, 23, 59, 59)
+    first, other, elsewhere = begin("17", 0, 81), begin("17", 0, 82), begin("18", 0, 81)
+    now = datetime(2026, 1, 3)
+    assert begin("17", 1, 81) == begin("17", 2, 81) == first
+    assert begin("17", 1, 82) == other and begin("18", 1, 81) == elsewhere
+    anew = [begin("17", 1, 83), begin("19", 1, 81), begin("17", 0, 81)]
+    assert len({first, other, elsewhere, *anew}) == 6
 
 
 @pytest.fixture(scope="module")
