@@ -298,7 +298,6 @@ def on_terminal(arguments: list[str]) -> tuple[int, str]:
 def test_points_run_in_processes_of_another_launcher(tmp_path: Path) -> None:
     """From another folder, so that a point's process finds nothing by chance; with a rank's
     variable inherited, which is half of what makes a rank."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     arguments, folder = small_sweep(tmp_path, "tp=1,99", *launcher)
     done = subprocess.run(
