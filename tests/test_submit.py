@@ -221,6 +221,7 @@ def test_a_mistyped_key_from_the_shell(launcher: str) -> None:
         (("job=generate", "tp=1"), "input is not given"),
         (("job=bake",), "job"),
         (("tp=4", "nodes=3"), "spread evenly over 3 nodes"),
+        (("tp=8", "pp=2", "cluster=2x8xa100", "nodes=1"), "has 8 devices; give nodes=2 or more"),
         (("restarts=-1", "tp=1"), "restarts=-1 is negative"),
         (("slurm.partitoin=x",), "did you mean 'slurm.partition'"),
         (("job=generate", "port=9"), "port is a key of job=serve, not of job=generate"),

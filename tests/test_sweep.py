@@ -105,6 +105,25 @@ def test_a_launcher_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPat
         sweep_arguments(["-m", "hydra/launcher=joblib"], "measure")
 
 
+@pytest.mark.parametrize(
+    ("launcher", "wrong", "near"),
+    [
+        ("joblib", "hydra.launcher.n_job", "hydra.launcher.n_jobs"),
+        ("submitit_local", "hydra.launcher.timeout_mins", "hydra.launcher.timeout_min"),
+        ("submitit_slurm", "+hydra.launcher.partitoin", "hydra.launcher.partition"),
+        ("joblib", "hydra.sweeper.max_batchsize", "hydra.sweeper.max_batch_size"),
+    ],
+)
+def test_a_mistyped_key_of_a_launcher_names_the_nearest(
+    launcher: str, wrong: str, near: str
+) -> None:
+    chosen = f"hydra/launcher={launcher}"
+    with pytest.raises(ConfigError, match=f"unknown key .*did you mean '{near}'"):
+        sweep_arguments(["-m", chosen, f"{wrong}=1"], "measure")
+    right = [f"{near}=1", "+hydra.launcher.additional_parameters.exclusive=true"]
+    sweep_arguments(["-m", chosen, *right[: 2 if "slurm" in launcher else 1]], "measure")
+
+
 def test_a_sweep_is_told_by_its_flags() -> None:
     assert is_sweep(["-m"]) and is_sweep(["tp=1", "--multirun"])
     assert is_sweep(["hydra.mode=MULTIRUN"]) and not is_sweep(["tp=1,2"])
