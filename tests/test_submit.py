@@ -30,8 +30,8 @@ def test_resources_are_what_the_plan_needs() -> None:
     plan = toy_planner(devices=4).search(Wanted(2, 2, 1)).best()
     needed = resources(plan, nodes=2)
     most = max(rank.total for rank in plan.memory)
-    assert (needed.nodes, needed.ranks) == (2, 2)
-    assert 2 * most <= needed.memory_bytes <= 2.3 * most or needed.gpus == 2
+    assert (needed.nodes, needed.ranks, needed.gpus) == (2, 2, 0)
+    assert 2 * most <= needed.memory_bytes <= 2.3 * most
     with pytest.raises(ConfigError, match="spread evenly over 3 nodes"):
         resources(plan, nodes=3)
 
