@@ -8,7 +8,14 @@ from pathlib import Path
 
 from launch.entry import known_keys
 from launch.job_resources import Resources
-from launch.schema import GenerateCommand, JobKind, MeasureCommand, ServeCommand
+from launch.schema import (
+    GenerateCommand,
+    JobKind,
+    MeasureCommand,
+    ServeCommand,
+    SubmitBackend,
+)
+from parallel.errors import ConfigError
 from parallel.planner.plan import Plan
 
 SCHEMAS: dict[JobKind, type] = {
@@ -18,6 +25,10 @@ SCHEMAS: dict[JobKind, type] = {
 }
 _DEGREES = ("tp", "pp", "dp")
 _OF_TORCHRUN = "restarts"
+_OF_BACKENDS = {
+    **{backend.value: backend for backend in SubmitBackend},
+    **dict.fromkeys(("folder", "follow"), SubmitBackend.slurm),
+}
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"
 
 
@@ -44,6 +55,20 @@ class JobCommand:
             *("--max-restarts", str(self.restarts), "--signals-to-handle", _SIGNALS),
             *(str(script if root is None else root / script), *self.arguments),
         ]
+
+
+def check_job_keys(job: JobKind, backend: SubmitBackend, overrides: Sequence[str]) -> None:
+    """Raises `ConfigError` for a key that neither this job nor this backend reads."""
+    for key in (override.lstrip("+").partition("=")[0] for override in overrides):
+        jobs = [kind for kind, schema in SCHEMAS.items() if key in known_keys(schema)]
+        if jobs and job not in jobs and key != _OF_TORCHRUN:
+            theirs = " and ".join(f"job={kind.value}" for kind in jobs)
+            raise ConfigError(f"{key} is a key of {theirs}, not of job={job.value}; leave it out")
+        theirs = _OF_BACKENDS.get(key.partition(".")[0], backend).value
+        if theirs != backend.value:
+            raise ConfigError(
+                f"{key} is a key of backend={theirs}, not of backend={backend.value}; leave it out"
+            )
 
 
 def job_command(

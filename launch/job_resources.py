@@ -30,7 +30,7 @@ class Resources:
 
 def resources(plan: Plan, nodes: int | None = None, cores: int | None = None) -> Resources:
     """`nodes`: given, or as many as the plan's ranks lie on; `cores` of a rank. Raises
-    `ConfigError` where ranks can't be spread evenly."""
+    `ConfigError` where ranks can't be spread evenly, or a node has too few devices."""
     world = plan.layout.degrees.world_size
     used = len({plan.cluster.device(rank).node for rank in range(world)})
     count = used if nodes is None else nodes
@@ -40,6 +40,12 @@ def resources(plan: Plan, nodes: int | None = None, cores: int | None = None) ->
             f"that divides {world}"
         )
     per_node = world // count
+    most = max(len(node.devices) for node in plan.cluster.nodes)
+    if per_node > most:
+        raise ConfigError(
+            f"nodes={count} would put {per_node} ranks on each, and a node of {plan.cluster.name} "
+            f"has {most} devices; give nodes={-(-world // most)} or more"
+        )
     device = plan.cluster.device(0).type
     cuda = device.kind == "cuda"
     swap = plan.limits.swap_gib * GIB

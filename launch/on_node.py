@@ -2,16 +2,17 @@
 
     python -m launch.on_node --nnodes 2 --node-rank 0 --master-addr HEAD … launch/serve.py tp=2
 
-Arguments are torchrun's.
+Arguments are torchrun's. It may take torchrun's place on any machine.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from launch.entry import EXIT_DONE
-from launch.ranks import failed_code
+from launch.ranks import allow_drain, failed_code
 
 
 def main(arguments: list[str]) -> int:
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    allow_drain(arguments, os.environ)
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:

@@ -6,6 +6,7 @@ bars of its Python stay out of it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import sys
@@ -14,9 +15,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 from launch.descriptors import Descriptors
+from launch.entry import is_first_rank
 from launch.restarts import start_number
 
 
@@ -26,15 +28,20 @@ class RankLog:
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
         self._kept: list[str] = []
-        self._spool: IO[bytes] | None = None
         self._file: TextIO | None = None
         self._decided = False
+        self._lacks_native = False
 
     def keep(self) -> None:
         """For a rank that is told only later where its log is."""
-        self._spool = TemporaryFile()  # noqa: SIM115
-        place = f"/dev/fd/{self._spool.fileno()}"
-        self._begin(_append(Path(place)), place, (self._spool.fileno(),))
+        try:
+            spool = TemporaryFile("w+", 1, encoding="utf-8", errors="replace")  # noqa: SIM115
+        except OSError as error:
+            self._without_native(error)
+        else:
+            # The end is found anew at each write: two processes do.
+            fcntl.fcntl(spool, fcntl.F_SETFL, fcntl.fcntl(spool, fcntl.F_GETFL) | os.O_APPEND)
+            self._begin(cast(TextIO, spool))
 
     def open(self, folder: Path | None) -> None:
         """Writes into `folder` from now on, what came before too; nowhere where that is None, or
@@ -42,27 +49,40 @@ class RankLog:
         if self._decided:
             return
         self._decided = True
-        before, self._file = self._file, None
+        spool, self._file = self._file, None
         path = None if folder is None else folder / f"rank{os.environ.get('RANK', '0')}.log"
         file = None if path is None else _opened(path)
         if file is not None:
-            self._begin(file, str(path))
-        elif self._spool is not None:
+            self._begin(file)
+        else:
             self._descriptors.restore()
-        if before is not None:
-            before.close()
-        if self._spool is not None:
-            self._spool.seek(0)
-            if self._file is not None:
-                self._file.write(self._spool.read().decode(errors="replace"))
-            self._spool.close()
+        if spool is not None:
+            if file is not None:
+                spool.seek(0)
+                file.write(spool.read())
+            spool.close()
         self._kept.clear()
 
-    def _begin(self, file: TextIO, place: str, held: Iterable[int] = ()) -> None:
+    def _begin(self, file: TextIO) -> None:
         file.write("".join(self._kept))
         self._kept.clear()
         self._file = file
-        self._descriptors.copy_to(place, held)
+        try:
+            self._descriptors.copy_to(file.fileno())
+        except OSError as error:
+            self._descriptors.restore()
+            self._without_native(error)
+
+    def _without_native(self, error: OSError) -> None:
+        """Said once, and on the terminal by one rank: the others are like it."""
+        if self._lacks_native:
+            return
+        self._lacks_native = True
+        text = f"warning: logs of ranks lack what native code and child processes print ({error})"
+        if is_first_rank():
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.add(f"{text}\n")
 
     def add(self, text: str) -> None:
         if "\r" in text:
@@ -85,19 +105,15 @@ class RankLog:
 
 
 def _opened(path: Path) -> TextIO | None:
-    """Ranks that are started anew go on in the same file."""
+    """Ranks that are started anew go on in the same file. They may end at any moment, so that lines
+    are written as they come."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _append(path)
+        return path.open("a", 1, encoding="utf-8", errors="replace")
     except OSError as error:
         message = f"warning: no log of this rank ({path}: {error.strerror})"
         print(message, file=sys.stderr, flush=True)
         return None
-
-
-def _append(path: Path) -> TextIO:
-    """A rank may end at any moment, so that lines are written as they come."""
-    return path.open("a", encoding="utf-8", errors="replace", buffering=1)
 
 
 class _Both:

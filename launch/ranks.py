@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 _KILLED = {-s for s in signal.Signals if s is not signal.SIGTERM}
 """Exit codes of processes that a signal ended, but for the one that ends a whole job."""
+_LIMIT, _ELASTIC_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30
+_LEAVING_SECONDS = 10
+"""Between the end of a drain and that of a rank."""
 
 
 def start_local_ranks(
@@ -45,6 +50,7 @@ def start_local_ranks(
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    allow_drain(sys.argv, os.environ)
     # Torch elastic would leave a folder of its own for each run.
     scratch = TemporaryDirectory(prefix="tessera-ranks-", ignore_cleanup_errors=True)
     with told_to_ranks(folder), scratch as elastic_folder:
@@ -66,6 +72,17 @@ def start_local_ranks(
         except SignalException:
             return after_signal
     return EXIT_DONE
+
+
+def allow_drain(arguments: Sequence[str], environment: MutableMapping[str, str]) -> None:
+    """Torch elastic (2.12 on) kills what is still there 30 s after a signal. A server whose
+    `drain_seconds` among its arguments is longer gets longer; a user's own limit stands."""
+    said = [a.lstrip("+").partition("=") for a in arguments]
+    given = [value for key, _, value in said if key == "drain_seconds"]
+    with suppress(ValueError):  # the ranks refuse what isn't a number
+        seconds = float(given[-1]) if given else 0.0
+        if math.isfinite(seconds) and seconds + _LEAVING_SECONDS > _ELASTIC_SECONDS:
+            environment.setdefault(_LIMIT, str(math.ceil(seconds + _LEAVING_SECONDS)))
 
 
 def failed_code(failures: Mapping[int, ProcessFailure]) -> int:

@@ -20,7 +20,7 @@ import yaml  # type: ignore[import-untyped]
 
 from launch.entry import is_first_rank, under_torchrun
 from launch.provenance import plain_settings
-from launch.restarts import folder_before, leave_folder
+from launch.restarts import folder_before, folder_before_requeue, leave_folder, leave_job
 from launch.schema import CalibrateCommand, RunKeys
 from launch.sweep import point_folder
 from parallel.environment import OUTPUTS, RUN_FOLDER
@@ -79,10 +79,10 @@ class RunFolder:
         if asked is None:
             return None
         try:
-            path = _own_place() if asked == AUTO else _given(Path(asked))
+            text = yaml.safe_dump(plain_settings(self._settings), sort_keys=False)
+            path = _own_place(text) if asked == AUTO else _given(Path(asked))
             if path is not None:
                 leave_folder(path)
-                text = yaml.safe_dump(plain_settings(self._settings), sort_keys=False)
                 (path / CONFIG).write_text(text, encoding="utf-8")
             return path
         except OSError as error:
@@ -105,24 +105,29 @@ def _given(path: Path) -> Path:
     return path.resolve()
 
 
-def _own_place() -> Path | None:
+def _own_place(config: str) -> Path | None:
     """A sweep's point has its folder; a run that is started anew keeps its own; else one by date,
-    time and the command's name."""
+    time and the command's name. `config` is what the folder will say of its run."""
     known = point_folder() or folder_before()
     if known is not None:
         return _given(known)
     outputs = os.environ.get(OUTPUTS, _DEFAULT_OUTPUTS)
     if not outputs:
         return None
-    day = Path(outputs).expanduser().resolve() / f"{datetime.now():%Y-%m-%d}"
+    root, command = Path(outputs).expanduser().resolve(), Path(sys.argv[0]).stem
+    before = folder_before_requeue(root.glob(f"*/*-{command}*/{CONFIG}"), config)
+    if before is not None:
+        return before
+    day = root / f"{datetime.now():%Y-%m-%d}"
     day.mkdir(parents=True, exist_ok=True)
-    name = f"{datetime.now():%H-%M-%S}-{Path(sys.argv[0]).stem}"
+    name = f"{datetime.now():%H-%M-%S}-{command}"
     for number in count(1):
         path = day / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir()
         except FileExistsError:
             continue
+        leave_job(path)
         return path
     raise AssertionError("numbers don't end")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launch.entry import EXIT_DONE, run_command
+from launch.entry import EXIT_DONE, run_command, under_torchrun
 from launch.running import start_or_join
 from launch.schema import ServeCommand
 from parallel.environment import API_KEY
@@ -21,6 +21,7 @@ from parallel.text.tokenizer import Tokenizer
 
 def main(settings: ServeCommand) -> int:
     check_keys(settings)
+    _check_restarts(settings)
     api_key(settings)
     return start_or_join(
         settings,
@@ -40,6 +41,16 @@ def check_keys(settings: ServeCommand) -> None:
         raise ConfigError(f"drain_seconds={settings.drain_seconds} is negative; give 0 or more")
     if settings.restarts < 0:
         raise ConfigError(f"restarts={settings.restarts} is negative; give 0 or more")
+
+
+def _check_restarts(settings: ServeCommand) -> None:
+    """Ranks that torchrun started are started anew by it, or not at all."""
+    allowed = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if under_torchrun() and settings.restarts not in (0, int(allowed)):
+        raise ConfigError(
+            f"restarts={settings.restarts}: torchrun started these ranks, and starts them anew "
+            f"{allowed} times; give it --max-restarts {settings.restarts} in place of the key"
+        )
 
 
 def api_key(settings: ServeCommand) -> str | None:

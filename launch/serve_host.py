@@ -13,7 +13,7 @@ from launch.provenance import provenance
 from launch.rank import Host, RouterAt, leave
 from launch.running import show_report
 from launch.schema import ServeCommand
-from parallel.collectives.addresses import own_address
+from parallel.collectives.addresses import own_address, reached_at
 from parallel.devices.process import status_bytes
 from parallel.errors import RunError
 from parallel.planner.plan import Plan
@@ -63,7 +63,8 @@ class ServeHost(Host):
         except RunError:
             # The front went away before it served: the leader's channel says so.
             return
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        name = reached_at(self._host)
+        host = f"[{name}]" if ":" in name else name
         address = f"http://{host}:{self._port}"
         body = {
             "model": self._name,

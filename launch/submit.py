@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from launch import kubernetes, skypilot, slurm
 from launch.entry import EXIT_DONE, EXIT_FAILED, run_command
-from launch.job_command import JobCommand, job_command
+from launch.job_command import JobCommand, check_job_keys, job_command
 from launch.job_resources import Resources, resources
 from launch.planning import decide, model_spec
 from launch.run_folder import AUTO
@@ -33,6 +33,8 @@ _READY = "ready http://"
 
 
 def main(settings: SubmitCommand) -> int:
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    check_job_keys(settings.job, settings.backend, overrides)
     _check(settings)
     if settings.backend is SubmitBackend.slurm:
         check_run_keys(settings)
@@ -43,7 +45,6 @@ def main(settings: SubmitCommand) -> int:
     plan = decide(settings, model_spec(settings), None)
     check_formats(plan)
     needed = resources(plan, settings.nodes, settings.cores)
-    overrides = list(HydraConfig.get().overrides.task)
     command = job_command(settings.job, overrides, plan, needed, settings.restarts)
     if settings.backend is SubmitBackend.kubernetes:
         _check_volume(settings)

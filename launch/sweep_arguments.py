@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shlex
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from parallel.errors import ConfigError
+from hydra.core.config_store import ConfigStore
+
+from parallel.errors import ConfigError, did_you_mean
 
 _SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _DIRECTORY = "hydra.sweep.dir="
@@ -49,12 +52,24 @@ def sweep_arguments(arguments: Sequence[str], name: str) -> tuple[list[str], Pat
     else:
         folder = Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-{name}-sweep").resolve()
     kept = [a for a in arguments if _DIRECTORY not in a]
+    if not any(a.startswith("hydra/sweeper=") for a in kept):
+        importlib.import_module("hydra._internal.core_plugins.basic_sweeper")
+        _check_plugin_keys("sweeper", "basic", kept)
     own = [
         f"{_DIRECTORY}'{folder}'",
         "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'",
         _CALLBACK,
     ]
     return [*kept, *own, *_launcher_arguments(kept)], folder
+
+
+def _check_plugin_keys(kind: str, name: str, arguments: Sequence[str]) -> None:
+    """Of a launcher or sweeper whose configuration Hydra has. Raises `ConfigError`."""
+    node = ConfigStore.instance().load(f"hydra/{kind}/{name}.yaml").node
+    known = [f"hydra.{kind}.{key}" for key in map(str, node)]
+    for key in (argument.lstrip("+").partition("=")[0] for argument in arguments):
+        if key.startswith(f"hydra.{kind}.") and ".".join(key.split(".")[:3]) not in known:
+            raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}")
 
 
 def _launcher_arguments(arguments: Sequence[str]) -> list[str]:
@@ -67,6 +82,8 @@ def _launcher_arguments(arguments: Sequence[str]) -> list[str]:
             f"{_LAUNCHER}{chosen[-1]} isn't installed; say pip install 'tessera[sweeps]', "
             "or leave it out: points then run one after the other"
         )
+    importlib.import_module(f"{module}.config")
+    _check_plugin_keys("launcher", chosen[-1], arguments)
     if alone is None or any(a.startswith(alone.partition("=")[0]) for a in arguments):
         return []
     return [alone]

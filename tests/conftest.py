@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from launch.openmp import wait_briefly
 from parallel.devices.native.library import load
 from tests.one_process import RanksTogether, check_for_ranks
 from tests.rank_pool import RankPool
 
+# The same cases in every run, and none fails for being slow.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 # Runs that tests start make no folders in the tree.
 os.environ.setdefault("TESSERA_OUTPUTS", "")
 # Nor do their threads keep each other from the cores.

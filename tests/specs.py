@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from parallel.architecture.checkpoint import build_spec
@@ -18,12 +17,6 @@ from parallel.planner.search import Planner
 from parallel.units import GIB
 
 Config = dict[str, Any]
-
-# The same cases in every run, and none fails for being slow.
-settings.register_profile(
-    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("tests")
 
 
 def llama31_config(layers: int, hidden: int, heads: int, width: int) -> Config:

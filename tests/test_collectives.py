@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import platform
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from parallel.collectives.addresses import (
     choose_gloo_interface,
     own_address,
     own_interface,
+    reached_at,
 )
 from parallel.collectives.choice import (
     NATIVE_SEGMENT_BYTES,
@@ -212,3 +215,17 @@ def test_hosts_meet_where_the_way_to_the_master_leads(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "given")
     choose_gloo_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "given"
+
+
+def test_clients_are_told_a_name_and_not_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("127.0.0.1", "::1", "localhost", "10.1.2.3"):
+        assert reached_at(host) == host
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    assert reached_at("0.0.0.0") == reached_at("::") == platform.node()
+
+    def unknown(*_: object) -> None:
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for host in ("0.0.0.0", "::"):
+        assert not ipaddress.ip_address(reached_at(host)).is_unspecified

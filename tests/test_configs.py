@@ -1,9 +1,10 @@
 """Every YAML in `configs/`, and what launchers make of keys: known, spelt in any of Hydra's ways,
-mistyped. Composed here as `run_command` does it; real processes are in the launchers' own tests.
+mistyped. Composed here as `run_command` does it, and once by each launcher in a process of its own.
 """
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from parallel.errors import ConfigError, HardwareError
 from parallel.hardware.catalogue import load_cluster
 from parallel.hardware.device_type import DeviceType
 from parallel.hardware.known import known_devices, read_device
+from tests.commands import ROOT, command, environment
 
 LAUNCHERS: dict[str, type] = {
     "plan": PlanCommand,
@@ -40,7 +42,7 @@ LAUNCHERS: dict[str, type] = {
 }
 SHARED: dict[str, type] = {"base": PlanKeys, "run": RunKeys}
 COMPOSED = LAUNCHERS | SHARED
-REQUIRED = {"calibrate": ["output=x"], "generate": ["input=x", "output=x"]}
+REQUIRED = {"calibrate": ["output=x.yaml"], "generate": ["input=x", "output=x"]}
 CLUSTERS = CONFIGS / "clusters"
 DEVICES = sorted((CLUSTERS / "devices").glob("*.yaml"))
 
@@ -88,6 +90,29 @@ def test_every_spelling_of_an_override_is_the_same(name: str) -> None:
     plain, added, forced = (composed(name, f"{sign}{key}={value}") for sign in ("", "+", "++"))
     assert plain == added == forced
     assert plain[key] == ([4] if name == "calibrate" else 4)
+
+
+@pytest.mark.parametrize("name", sorted(LAUNCHERS))
+def test_a_launcher_hears_a_key_in_every_spelling(name: str) -> None:
+    """From the shell: a value that the planner refuses, which is what heard it."""
+    key, words = "tp=10", "error: tp=10 is more than the 9 query heads"
+    if name == "calibrate":
+        key, words = "ranks=[0]", "error: ranks=[0]"
+    more = ("submit=dry",) if name == "submit" else REQUIRED.get(name, [])
+    started = [
+        subprocess.Popen(
+            command(name, f"{sign}{key}", *more),
+            env=environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for sign in ("", "+", "++")
+    ]
+    said = [process.communicate(timeout=100)[1] for process in started]
+    assert all(process.returncode == 2 for process in started), said
+    assert said[0].startswith(words) and said[0] == said[1] == said[2]
 
 
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))

@@ -37,6 +37,8 @@ PACKS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 CPU = probe_local(1).device(0).type
 NATIVE = [CpuDevice(native=True)] if CPU.native_kernels else []
 """Nothing where the native kernels can't run."""
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()

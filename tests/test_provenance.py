@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,24 +289,32 @@ def test_a_log_of_a_rank_that_ends_at_once_has_its_last_words(tmp_path: Path) ->
 
 @pytest.mark.parametrize("told_later", [False, True])
 def test_a_log_has_what_native_code_and_children_say(tmp_path: Path, told_later: bool) -> None:
-    """Before the rank knows its folder too, and what came just before an abort; each line once."""
+    """Before the rank knows its folder too, and what came just before an abort; each line once.
+    Where no program is on the PATH, and signals come to all of a job's processes."""
     begin = "log.keep()" if told_later else "log.open(folder)"
     code = (
-        "import ctypes, os, sys; from pathlib import Path; from launch.rank_log import rank_log\n"
+        "import ctypes, os, psutil, signal, sys; from pathlib import Path\n"
+        "from launch.rank_log import rank_log\n"
         "folder = Path(sys.argv[1])\n"
+        "def signalled():\n"
+        "    (copying,) = psutil.Process().children()\n"
+        "    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+        "        copying.send_signal(number)\n"
         "with rank_log() as log:\n"
         f"    {begin}\n"
+        "    signalled()\n"
         "    print('python')\n"
         "    ctypes.CDLL(None).puts(b'from C')\n"
         "    os.system('echo child')\n"
         "    log.open(folder)\n"
+        "    signalled()\n"
         "    os.write(2, b'last words\\n')\n"
         "    os.abort()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), "PATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
@@ -314,6 +324,55 @@ def test_a_log_has_what_native_code_and_children_say(tmp_path: Path, told_later:
     assert set(lines) == said and len(lines) == len(said)
     assert set(done.stdout.splitlines()) == said - {"last words"}
     assert done.stderr == "last words\n"
+
+
+@pytest.mark.parametrize("lacking", ["processes", "scratch"])
+def test_a_log_without_native_code_says_so_once(
+    tmp_path: Path,
+    lacking: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And has what Python says, in its order."""
+    if lacking == "processes":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+    else:
+
+        def nowhere(*_: object, **__: object) -> None:
+            raise FileNotFoundError("no folder for scratch")
+
+        monkeypatch.setattr("launch.rank_log.TemporaryFile", nowhere)
+    with rank_log() as log:
+        print("before")
+        log.keep()
+        print("kept")
+        log.open(tmp_path)
+        print("after")
+    out, err = capfd.readouterr()
+    _, *lines, _ = (tmp_path / "rank0.log").read_text().splitlines()
+    assert "lack what native code" in err and err.count("\n") == 1
+    assert lines == ["before", err.rstrip(), "kept", "after"]
+    assert out == "before\nkept\nafter\n"
+
+
+@pytest.mark.parametrize("broken", ["file", "terminal"])
+def test_a_full_disk_or_a_gone_terminal_leaves_the_other(tmp_path: Path, broken: str) -> None:
+    """And whoever writes isn't held up, however much it is."""
+    text = b"line\n" * 40_000
+    log, shown = tmp_path / "log", tmp_path / "shown"
+    file = os.open("/dev/full" if broken == "file" else log, os.O_WRONLY | os.O_CREAT)
+    terminal = os.open("/dev/full" if broken == "terminal" else shown, os.O_WRONLY | os.O_CREAT)
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    tee = [sys.executable, str(ROOT / "launch/tee.py"), str(file), str(out), str(err)]
+    with subprocess.Popen(
+        tee, stdout=terminal, stderr=terminal, pass_fds=(file, out, err)
+    ) as process:
+        for descriptor in (out, err, err_end, file, terminal):
+            os.close(descriptor)
+        with open(out_end, "wb") as pipe:
+            pipe.write(text)
+    assert process.returncode == 0
+    assert (shown if broken == "file" else log).read_bytes() == text
 
 
 def test_starts_of_a_run_have_one_folder(
@@ -334,6 +393,27 @@ def test_starts_of_a_run_have_one_folder(
     with rank_log() as log:
         log.open(places[0])
     assert "start 3 of this run" in (outputs / str(places[0]) / "rank0.log").read_text()
+
+
+def test_a_job_that_slurm_queues_again_goes_on_in_its_folder(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the job's script is a user's own and `run_folder` isn't given; another run of the same
+    job, or of another, has its own."""
+    monkeypatch.setattr("launch.run_folder.datetime", SimpleNamespace(now=lambda: now))
+
+    def begin(job: str, again: int, port: int) -> Path | None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(again))
+        return RunFolder(ServeCommand(port=port)).path()
+
+    now = datetime(2026, 1, 2, 23, 59, 59)
+    first, other, elsewhere = begin("17", 0, 81), begin("17", 0, 82), begin("18", 0, 81)
+    now = datetime(2026, 1, 3)
+    assert begin("17", 1, 81) == begin("17", 2, 81) == first
+    assert begin("17", 1, 82) == other and begin("18", 1, 81) == elsewhere
+    anew = [begin("17", 1, 83), begin("19", 1, 81), begin("17", 0, 81)]
+    assert len({first, other, elsewhere, *anew}) == 6
 
 
 @pytest.fixture(scope="module")

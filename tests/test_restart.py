@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from launch.schema import ServeCommand
+from launch.serve import main as serve
+from parallel.errors import ConfigError
 from parallel.server.generations import Ended, Generation, recovery
 from tests.checkpoints import make_checkpoint
 from tests.small_tokenizers import byte_level, save
@@ -45,6 +48,18 @@ def test_what_a_generation_knows_of_the_one_before(tmp_path: Path) -> None:
     alone = Generation.of({"SLURM_RESTART_COUNT": "1"})
     alone.ended(8123)
     assert alone == Generation(1, None, None)
+
+
+def test_restarts_that_torchrun_would_not_make_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="1 times; give it --max-restarts 2 in place of the key"):
+        serve(ServeCommand(restarts=2))
+    for said in (0, 1):
+        with pytest.raises(ConfigError, match="nowhere"):
+            serve(ServeCommand(restarts=said, api_key_file="nowhere"))
 
 
 @pytest.mark.parametrize(("rank", "torchrun"), [(0, True), (1, False)])

@@ -19,6 +19,7 @@ import httpx
 import openai
 import pytest
 
+from parallel.collectives.addresses import reached_at
 from tests.checkpoints import make_checkpoint
 from tests.commands import ROOT, environment
 from tests.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
@@ -67,6 +68,14 @@ def job_of(done: subprocess.CompletedProcess[str]) -> str:
     return found.group(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limited(slurm: SlurmCluster, server_model: Path) -> str:
+    """A server with two minutes to live, started before the others: Slurm looks at limits twice a
+    minute."""
+    keys = (f"model={server_model}", "tp=1", "port=0", "threads=1", "cores=1")
+    return job_of(submit(slurm, *keys, "slurm.minutes=2", "drain_seconds=40", "follow=false"))
+
+
 def log_of(slurm: SlurmCluster, job: str) -> str:
     (file,) = (slurm.folder / "jobs").glob(f"*-{job}.log")
     return file.read_text()
@@ -98,13 +107,15 @@ def rank_process(job: str, rank: int) -> int:
 def test_slurm_serves_the_default_model_over_two_nodes_and_drains(slurm: SlurmCluster) -> None:
     port = free_port()
     exact = "precision.weights=fp32"
-    done = submit(slurm, "tp=2", "nodes=2", f"port={port}", "host=127.0.0.1", exact)
+    done = submit(slurm, "tp=2", "nodes=2", f"port={port}", exact)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"ready http://127.0.0.1:{port}" in done.stdout
+    # It listens on all addresses; where clients reach it, is what it says.
+    address = f"http://{reached_at('0.0.0.0')}:{port}"
+    assert f"ready {address}\n" in done.stdout
     job = job_of(done)
     nodes = slurm.call("squeue", "--noheader", "--format=%N %D", "--jobs", job).split()
     assert nodes == ["n[1-2]", "2"]
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
     answer = client.chat.completions.create(
         model="SmolLM2-135M-Instruct",
         messages=[{"role": "user", "content": "What is the capital of France?"}],
@@ -112,7 +123,19 @@ def test_slurm_serves_the_default_model_over_two_nodes_and_drains(slurm: SlurmCl
         temperature=0,
     )
     assert "Paris" in str(answer.choices[0].message.content)
+    under_way = client.completions.create(
+        model="SmolLM2-135M-Instruct",
+        prompt="Once",
+        max_tokens=30,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    next(under_way)
     slurm.call("scancel", job)
+    *_, finished, usage = under_way
+    assert finished.choices[0].finish_reason == "length"
+    assert usage.usage is not None and usage.usage.completion_tokens == 30
     assert slurm.wait(job, "CANCELLED", "COMPLETED", "FAILED") == "CANCELLED"
     _gone(port)
     assert "Traceback" not in log_of(slurm, job)
@@ -211,10 +234,11 @@ def restarted(slurm: SlurmCluster, job: str, port: int) -> dict[str, Any]:
 
 
 def test_slurm_gets_no_job_that_cannot_fit(slurm: SlurmCluster) -> None:
-    before = slurm.call("squeue", "--noheader", "--states=all").splitlines()
+    every = ("squeue", "--noheader", "--states=all", "--format=%i")
+    before = slurm.call(*every).split()
     done = submit(slurm, "tp=2", "nodes=2", "memory_gib=0.01")
     assert done.returncode == 2 and "memory_gib" in done.stderr
-    assert slurm.call("squeue", "--noheader", "--states=all").splitlines() == before
+    assert slurm.call(*every).split() == before
     uneven = submit(slurm, "tp=3", "nodes=2")
     assert uneven.returncode == 2 and "spread evenly over 2 nodes" in uneven.stderr
 
@@ -223,3 +247,10 @@ def test_slurm_refusals_are_told(slurm: SlurmCluster) -> None:
     done = submit(slurm, "tp=2", "nodes=2", "slurm.partition=elsewhere")
     assert done.returncode == 1
     assert "Slurm refused the job" in done.stderr and "partition" in done.stderr
+
+
+def test_slurm_ends_a_server_ahead_of_its_time(slurm: SlurmCluster, limited: str) -> None:
+    assert slurm.wait(limited, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED") == "COMPLETED"
+    log = log_of(slurm, limited)
+    assert log.count("ready http://") == log.count("SIGTERM: finishing what runs") == 1
+    assert "Report: tp=1" in log and "Traceback" not in log

@@ -14,7 +14,6 @@ from tests.checkpoints import make_checkpoint
 from tests.commands import ROOT, command, environment
 from tests.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 
-pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()), reason=f"Slurm isn't installed: no {', '.join(missing_programs())}"
 )

@@ -105,6 +105,25 @@ def test_a_launcher_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPat
         sweep_arguments(["-m", "hydra/launcher=joblib"], "measure")
 
 
+@pytest.mark.parametrize(
+    ("launcher", "wrong", "near"),
+    [
+        ("joblib", "hydra.launcher.n_job", "hydra.launcher.n_jobs"),
+        ("submitit_local", "hydra.launcher.timeout_mins", "hydra.launcher.timeout_min"),
+        ("submitit_slurm", "+hydra.launcher.partitoin", "hydra.launcher.partition"),
+        ("joblib", "hydra.sweeper.max_batchsize", "hydra.sweeper.max_batch_size"),
+    ],
+)
+def test_a_mistyped_key_of_a_launcher_names_the_nearest(
+    launcher: str, wrong: str, near: str
+) -> None:
+    chosen = f"hydra/launcher={launcher}"
+    with pytest.raises(ConfigError, match=f"unknown key .*did you mean '{near}'"):
+        sweep_arguments(["-m", chosen, f"{wrong}=1"], "measure")
+    right = [f"{near}=1", "+hydra.launcher.additional_parameters.exclusive=true"]
+    sweep_arguments(["-m", chosen, *right[: 2 if "slurm" in launcher else 1]], "measure")
+
+
 def test_a_sweep_is_told_by_its_flags() -> None:
     assert is_sweep(["-m"]) and is_sweep(["tp=1", "--multirun"])
     assert is_sweep(["hydra.mode=MULTIRUN"]) and not is_sweep(["tp=1,2"])
@@ -298,7 +317,6 @@ def on_terminal(arguments: list[str]) -> tuple[int, str]:
 def test_points_run_in_processes_of_another_launcher(tmp_path: Path) -> None:
     """From another folder, so that a point's process finds nothing by chance; with a rank's
     variable inherited, which is half of what makes a rank."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     arguments, folder = small_sweep(tmp_path, "tp=1,99", *launcher)
     done = subprocess.run(

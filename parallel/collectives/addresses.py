@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import platform
 import socket
+from contextlib import suppress
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+_ELSEWHERE = "192.0.2.1"
+"""An address that nobody has (RFC 5737): the way to it is the way out."""
 
 
 def own_address() -> str:
@@ -15,9 +20,33 @@ def own_address() -> str:
     loopback when all ranks are on this host."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         return LOOPBACK
+    return _address_towards(os.environ.get("MASTER_ADDR", LOOPBACK))
+
+
+def _address_towards(host: str) -> str:
+    """Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((os.environ.get("MASTER_ADDR", LOOPBACK), 9))
+        probe.connect((host, 9))
         return str(probe.getsockname()[0])
+
+
+def reached_at(host: str) -> str:
+    """Where clients of other hosts find who listens at `host`: there, or if that is every address
+    (0.0.0.0, ::) by this machine's name, where it means something, or by the address of the way
+    out."""
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    if not everywhere:
+        return host
+    name = platform.node()
+    with suppress(OSError):
+        socket.getaddrinfo(name, None)
+        return name
+    with suppress(OSError):
+        return _address_towards(_ELSEWHERE)
+    return LOOPBACK
 
 
 def own_interface() -> str | None:
