@@ -11,6 +11,7 @@ from parallel.devices.base import Device
 from parallel.units import MIB
 
 _LEAST_COLD_BYTES = 16 * MIB
+_BEYOND_CACHE_BYTES = 256 * MIB
 _CUDA_COLD_BYTES = 256 * MIB
 _UNKNOWN_CACHE_BYTES = 32 * MIB
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -18,10 +19,12 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def cold_bytes(device: Device, ranks: int, root: Path = Path("/")) -> int:
     """What each of `ranks` on this host must walk through to find nothing cached: three times the
-    last cache among them."""
+    last cache among them, but not more than `_BEYOND_CACHE_BYTES` over it. (A virtual machine is
+    told the whole of a cache that it shares with others, up to half a GiB.)"""
     if device.kind == "cuda":
         return _CUDA_COLD_BYTES
-    return max(_LEAST_COLD_BYTES, 3 * last_cache_bytes(root) // ranks)
+    cache = last_cache_bytes(root)
+    return max(_LEAST_COLD_BYTES, min(3 * cache, cache + _BEYOND_CACHE_BYTES) // ranks)
 
 
 def last_cache_bytes(root: Path = Path("/")) -> int:
@@ -45,6 +48,6 @@ def measure_read(
     bench: Bench, device: Device, bytes_per_rank: int, budget_seconds: float
 ) -> tuple[float, Timing]:
     """Bytes per second of a sum over `bytes_per_rank`."""
-    values = device.weight((2 * bytes_per_rank // 4,), torch.float32).fill_(1.0)
+    values = device.weight((bytes_per_rank // 4,), torch.float32).fill_(1.0)
     (timing,) = bench.measure([values.sum], budget_seconds)
     return values.nbytes / timing.seconds, timing

@@ -6,7 +6,7 @@ equal ones that together don't fit into a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
@@ -75,8 +75,11 @@ def measure_products(
 ) -> Products:
     """`cold_bytes`: more than this rank's share of the last cache."""
     sweeps = CPU_SWEEPS if device.kind == "cpu" else CUDA_SWEEPS
-    made = [entry for sweep in sweeps for entry in _cases(sweep, device, cold_bytes)]
-    plain = list(_cases(TABLES, device, cold_bytes, table=True)) if device.kind == "cpu" else []
+    # All weights lie in the same memory: to touch it can take longer than to measure.
+    memory = device.weight((max(cold_bytes, 2 * _largest(sweeps)),), torch.uint8)
+    memory.view(torch.bfloat16).fill_(0.01)
+    made = [entry for sweep in sweeps for entry in _cases(sweep, device, memory)]
+    plain = list(_cases(TABLES, device, memory, table=True)) if device.kind == "cpu" else []
     timings = bench.measure([case for _, case in made + plain], budget_seconds)
     points = [
         ProductPoint(rows, columns, inner, name, name, timing.seconds)
@@ -93,22 +96,31 @@ def measure_products(
 _Facts = tuple[str, int, int, int]
 
 
+def _largest(sweeps: Sequence[Sweep]) -> int:
+    return max(c * i * _dtype(sweep).itemsize for sweep in sweeps for c, i in sweep.shapes)
+
+
+def _dtype(sweep: Sweep) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, precision(sweep.weights).torch)
+    return dtype
+
+
 def _cases(
-    sweep: Sweep, device: Device, cold_bytes: int, table: bool = False
+    sweep: Sweep, device: Device, memory: torch.Tensor, table: bool = False
 ) -> Iterator[tuple[_Facts, Callable[[], object]]]:
-    dtype = getattr(torch, precision(sweep.weights).torch)
+    dtype = _dtype(sweep)
     for columns, inner in sweep.shapes:
         size = columns * inner * dtype.itemsize
-        copies = max(2, min(_MOST_COPIES, -(-cold_bytes // size)))
-        linears = [_linear(device, columns, inner, dtype, table) for _ in range(copies)]
-        turns = cycle(linears)
+        copies = min(_MOST_COPIES, memory.numel() // size)
+        weights = (memory[i * size : (i + 1) * size].view(dtype) for i in range(copies))
+        turns = cycle([_linear(device, w.view(columns, inner), table) for w in weights])
         for rows in sweep.rows:
             x = device.empty((rows, inner), dtype).fill_(0.01)
             yield (sweep.weights, rows, columns, inner), _product(turns, x)
 
 
-def _linear(device: Device, columns: int, inner: int, dtype: torch.dtype, table: bool) -> Linear:
-    weight = device.weight((columns, inner), dtype).fill_(0.01)
+def _linear(device: Device, weight: torch.Tensor, table: bool) -> Linear:
+    """Packed in place, if at all, it is what it was: all its values are the same."""
     linear = Table(weight) if table else Linear(weight, None)
     linear.pack(device)
     return linear
