@@ -26,8 +26,8 @@ _MOST_CALLS = 500
 
 @dataclass(frozen=True)
 class Timing:
-    """The lower quartile over `samples`: what disturbs a measurement only ever adds to it. `spread`
-    is how far the upper quartile lies above it, as a fraction."""
+    """The median over `samples`: what is predicted from it, a mean step, is disturbed as often.
+    `spread` is how far the upper quartile lies above the lower one, as a fraction."""
 
     seconds: float
     spread: float
@@ -36,7 +36,7 @@ class Timing:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
         low, high = lower_quartile(seconds), -lower_quartile([-s for s in seconds])
-        return cls(low, high / low - 1 if low > 0 else 0.0, len(seconds))
+        return cls(median(seconds), high / low - 1 if low > 0 else 0.0, len(seconds))
 
 
 def lower_quartile(values: Sequence[float]) -> float:

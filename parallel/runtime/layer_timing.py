@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
-from parallel.calibration.bench import MOST_BUDGETS, Peers, lower_quartile
+from parallel.calibration.bench import MOST_BUDGETS, Peers
 from parallel.calibration.overheads import LayerPoint
 from parallel.devices.base import Device
 from parallel.hardware.facts import Cluster
@@ -135,7 +136,7 @@ class _Stage:
     def _point(self, case: StepCase, samples: _Samples) -> LayerPoint:
         ((kernels, _),) = rank_kernels(self.plan.layout, 0).layers
         whole, products, attention = (
-            lower_quartile(s) for s in (samples.whole, samples.products, samples.attention)
+            median(s) for s in (samples.whole, samples.products, samples.attention)
         )
         work, width = case.work, self.plan.formats.compute.bytes
         return LayerPoint(

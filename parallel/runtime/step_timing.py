@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
-from parallel.calibration.bench import MOST_BUDGETS, Peers, lower_quartile
+from parallel.calibration.bench import MOST_BUDGETS, Peers
 from parallel.calibration.overheads import StepPoint
 from parallel.hardware.facts import Cluster
 from parallel.layout.degrees import Degrees
@@ -92,9 +93,7 @@ def measure_steps(
         advance(1 / _MOST_REPEATS)
     if not job.is_leader:
         return []
-    return [
-        StepPoint(n, lower_quartile(seconds)) for n, seconds in zip(SEQUENCES, found, strict=True)
-    ]
+    return [StepPoint(n, median(seconds)) for n, seconds in zip(SEQUENCES, found, strict=True)]
 
 
 def _run(job: RankJob, meter: Meter, sequences: int) -> float:
