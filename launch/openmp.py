@@ -1,16 +1,16 @@
 """How long OpenMP's threads look for each other before they sleep.
 
 GNU's threads spin for milliseconds. That costs nothing while each has a core; once another program
-takes one, a thread that spins keeps the core that the thread it waits for could run on. On two
-cores with one busy program beside, decode steps of 12 layers, 1024 wide, took 315 and 490 ms by
-default, 19 ms with 2000 turns, and about 11 ms either way without it (docs/benchmarks.md).
+takes one, a thread that spins keeps the core that the thread it waits for could run on: some 30
+times slower steps by default. So few turns that a thread sleeps between two products cost a waking
+each. The turns here bridge what lies between products (docs/benchmarks.md has the measurements).
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-SPINS = "2000"
+SPINS = "8000"
 _CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from launch.openmp import wait_briefly
 from parallel.devices.native.library import load
 from tests.one_process import RanksTogether, check_for_ranks
 from tests.rank_pool import RankPool
@@ -22,8 +21,8 @@ settings.register_profile(
 settings.load_profile("tests")
 # Runs that tests start make no folders in the tree.
 os.environ.setdefault("TESSERA_OUTPUTS", "")
-# Nor do their threads keep each other from the cores.
-wait_briefly(os.environ)
+# Nor do their threads keep each other from the cores, which are shared here.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from parallel.calibration.bench import Timing, lower_quartile
 from parallel.calibration.collectives import group_sizes
 from parallel.calibration.document import by_ranks_document, measured_document, write_document
-from parallel.calibration.memory import last_cache_bytes
+from parallel.calibration.machine import within_layers
+from parallel.calibration.memory import cold_bytes, last_cache_bytes
 from parallel.calibration.network import beside_computing
 from parallel.calibration.overheads import (
     JointPoint,
@@ -29,6 +30,7 @@ from parallel.calibration.overheads import (
     nonnegative_fit,
 )
 from parallel.collectives.mesh import Mesh, MeshOptions
+from parallel.devices.cpu import CpuDevice
 from parallel.devices.fake import FakeCudaDevice
 from parallel.errors import ConfigError, HardwareError
 from parallel.hardware.catalogue import load_cluster
@@ -81,6 +83,9 @@ def test_last_cache(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "size").write_text(f"{size}\n")
     assert last_cache_bytes(tmp_path) == 96 << 20
+    assert cold_bytes(CpuDevice(), 2, tmp_path) == 3 * (96 << 20) // 2
+    (folder / "size").write_text("480M")
+    assert cold_bytes(CpuDevice(), 2, tmp_path) == (480 + 256) // 2 << 20
 
 
 # --------------------------------------------------------------------------------------- fits
@@ -116,6 +121,9 @@ TRUE = Overheads(
 )
 
 
+LAYER = ((1536, 1024), (1024, 1024), (5632, 1024), (1024, 2816))
+
+
 def layer_point(tokens: int, sequences: int, context: int) -> LayerPoint:
     moved, cached = 4e4 * tokens, 768.0 * sequences * context
     pairs = tokens * context if tokens == sequences else tokens * (tokens + 1) / 2
@@ -124,6 +132,24 @@ def layer_point(tokens: int, sequences: int, context: int) -> LayerPoint:
     return LayerPoint(
         tokens, sequences, moved, cached, flops, ((1, 1),), 1e-3, attention, 60e-6 + moved / 8e9
     )
+
+
+def test_products_of_a_layer_take_what_they_take_there() -> None:
+    """A quarter longer than alone with one row, as long with 64, and between them with 8."""
+    device = replace(toy_device(), row_factors=((1, 1.2), (8, 1.0), (64, 0.5)))
+    points = [
+        replace(
+            layer_point(tokens, 1, tokens),
+            products_seconds=longer
+            * sum(device.product_seconds(tokens, *shape, "bf16", "bf16") for shape in LAYER),
+            shapes=LAYER,
+        )
+        for tokens, longer in ((1, 1.25), (64, 1.0))
+    ]
+    found = within_layers(device, points).row_factors
+    assert found == ((1, 1.5), (8, 1.125), (64, 0.5))
+    plain = replace(device, row_factors=())
+    assert within_layers(plain, points) is plain
 
 
 def test_overheads_are_found_again() -> None:

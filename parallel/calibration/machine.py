@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 import parallel
 from parallel.calibration.fit import (
     CollectivePoint,
@@ -103,6 +105,7 @@ def fit_device(base: DeviceType, measures: Sequence[Json]) -> tuple[DeviceType, 
         device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute) for p in products
     ]
     wrong = mean_error(predicted, [p.seconds for p in products])
+    device = within_layers(device, layers)
     return device, {"products": wrong, "layers": layer_error(layers, overheads)}
 
 
@@ -117,6 +120,24 @@ def _with_row_factors(device: DeviceType, products: Sequence[ProductPoint]) -> D
         predicted = device.product_seconds(p.rows, p.columns, p.inner, p.weights, p.compute)
         ratios.setdefault(p.rows, []).append(p.seconds / predicted)
     factors = tuple((rows, rounded(median(ratios[rows]), 1.0)) for rows in sorted(ratios))
+    return replace(device, row_factors=factors)
+
+
+def within_layers(device: DeviceType, layers: Sequence[LayerPoint]) -> DeviceType:
+    """Factors of numbers of rows that count what products (bf16) take within layers as well: few
+    rows take longer there than one after the other, when nothing else wants caches and threads."""
+    if not device.row_factors:
+        return device
+    ratios: dict[int, list[float]] = {}
+    for p in layers:
+        alone = sum(device.product_seconds(p.tokens, *shape, "bf16", "bf16") for shape in p.shapes)
+        ratios.setdefault(p.tokens, []).append(p.products_seconds / alone)
+    known = sorted(ratios)
+    found = [median(ratios[rows]) for rows in known]
+    factors = tuple(
+        (rows, rounded(factor * float(np.interp(np.log(rows), np.log(known), found)), 1.0))
+        for rows, factor in device.row_factors
+    )
     return replace(device, row_factors=factors)
 
 
