@@ -20,6 +20,7 @@ from launch.entry import EXIT_DONE, EXIT_USER
 from launch.job_command import JobCommand
 from launch.job_resources import Resources
 from launch.schema import SlurmKeys
+from parallel.environment import ENDED
 from parallel.errors import ConfigError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,14 +40,23 @@ if ! getent hosts "$HEAD" > /dev/null; then
 fi
 export PORT=$((20000 + SLURM_JOB_ID % 20000))
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, rank 0 on $HEAD"
-code=0
+{before}code=0
 srun --mpi=none --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c {task} || code=$?
 {requeue}exit $code
+"""
+# When the start before this one ended, for the report.
+_BEFORE = """\
+ended={ended}
+if [ -f "$ended" ]; then
+    export {variable}=$(cat "$ended")
+    rm -f "$ended"
+fi
 """
 # A user's error would come again; a job that a signal ended has drained, and ended well.
 _REQUEUE = """\
 again=${{SLURM_RESTART_COUNT:-0}}
 if [ $code -ne {done} ] && [ $code -ne {user} ] && [ $again -lt {restarts} ]; then
+    date +%s.%N > "$ended"
     echo "a rank died: job $SLURM_JOB_ID goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -98,9 +108,11 @@ class SlurmJob:
 
     def _body(self) -> str:
         """With `slurm.requeue` Slurm starts the job anew, else torchrun the ranks; not both."""
-        command, requeue = self.command, ""
+        command, before, requeue = self.command, "", ""
         if self.keys.requeue and command.restarts:
             restarts, command = command.restarts, replace(command, restarts=0)
+            ended = shlex.quote(str(self.folder / self.name)) + "-$SLURM_JOB_ID.ended"
+            before = _BEFORE.format(ended=ended, variable=ENDED)
             requeue = _REQUEUE.format(done=EXIT_DONE, user=EXIT_USER, restarts=restarts)
         words = command.words(sys.executable, "$SLURM_NODEID", "$HEAD", "$PORT", ROOT)
         shown = " ".join(w if w.startswith("$") else shlex.quote(w) for w in words)
@@ -115,6 +127,7 @@ class SlurmJob:
             root=shlex.quote(str(ROOT)),
             threads=threads,
             task=shlex.quote(f"exec {shown}"),
+            before=before,
             requeue=requeue,
         )
 

@@ -10,11 +10,13 @@ from parallel.errors import ConfigError, did_you_mean
 PREFIX = "TESSERA_"
 API_KEY = "TESSERA_API_KEY"
 CACHE = "TESSERA_CACHE"
+ENDED = "TESSERA_ENDED"
 OUTPUTS = "TESSERA_OUTPUTS"
 RUN_FOLDER = "TESSERA_RUN_FOLDER"
 KNOWN = {
     API_KEY: "the server's key",
     CACHE: "where converted models and built operators lie",
+    ENDED: "when the server before a requeued job's died, in seconds since 1970",
     OUTPUTS: "where runs make their folders; empty: nowhere",
     RUN_FOLDER: "the folder of this run, which a launcher tells the ranks that it starts",
 }

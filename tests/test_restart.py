@@ -45,6 +45,12 @@ def test_what_a_generation_knows_of_the_one_before(tmp_path: Path) -> None:
     # The one before left no word: how long the server was away isn't known.
     third = of(2)
     assert third.before is None and recovery(third, 1.0, 2.0)["seconds"] is None
+    # A batch script says when, and a port of another host means nothing.
+    requeued = Generation.of({"SLURM_RESTART_COUNT": "1", "TESSERA_ENDED": "1700000000.5"})
+    assert requeued.before == Ended(1700000000.5, None) and requeued.port(0) == 0
+    assert recovery(requeued, 1700000002.0, 1700000003.5)["seconds"] == 3.0
+    for variables in ({"TESSERA_ENDED": "1.5"}, {"SLURM_RESTART_COUNT": "1", "TESSERA_ENDED": ""}):
+        assert Generation.of(variables).before is None
     alone = Generation.of({"SLURM_RESTART_COUNT": "1"})
     alone.ended(8123)
     assert alone == Generation(1, None, None)

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from parallel.hardware.catalogue import load_cluster
+from parallel.planner.memory import FRONT_BYTES, TOKENIZER_WORD_BYTES
 from parallel.units import GIB, KIB
 from tests.commands import ROOT, run
 from tests.two_hosts import TwoHosts, two_hosts, why_not
@@ -23,6 +24,7 @@ KEYS = (
     *("engine.step_tokens=32", "engine.requests=2", "engine.context_tokens=64"),
     *("workload.input_tokens=8", "workload.output_tokens=16", "workload.concurrency=1"),
 )
+WORDS = 64000
 SPLITS = {"tp": ("tp=2", "pp=1"), "pp": ("tp=1", "pp=2")}
 Json = dict[str, Any]
 
@@ -44,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=64000,
+        vocab_size=WORDS,
         max_position_embeddings=256,
         tie_word_embeddings=False,
         eos_token_id=None,
@@ -68,7 +70,8 @@ def room(cluster: Path, model: Path) -> str:
     """Memory for more than half of the model on each host, and for less than the whole."""
     devices = load_cluster(cluster, CLUSTERS).devices
     weights = (model / "model.safetensors").stat().st_size
-    room_bytes = max(device.type.runtime_bytes for device in devices) + 0.8 * weights
+    held = max(device.type.runtime_bytes for device in devices)
+    room_bytes = held + FRONT_BYTES + WORDS * TOKENIZER_WORD_BYTES + 0.8 * weights
     return f"memory_gib={room_bytes / GIB}"
 
 

@@ -1,7 +1,8 @@
 """What the generations of a restarted server know of each other.
 
 Torch elastic gives each attempt a folder beside those before it, on each host. The front process,
-which sees every death, leaves there when it ended, and on which port.
+which sees every death, leaves there when it ended, and on which port. A job that Slurm queues again
+may be on another host: its batch script says when the one before ended (`TESSERA_ENDED`).
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from parallel.environment import ENDED
+
 _FILE = "tessera-front.json"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The death of a generation: seconds since 1970, and the port that it served on."""
+    """The death of a generation: seconds since 1970, and the port that it served on, None where a
+    host's free port means nothing any more."""
 
     at_unix_seconds: float
-    port: int
+    port: int | None
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,14 @@ class Generation:
         before = None
         if folder is not None and attempt:
             before = _read(folder.with_name(f"attempt_{attempt - 1}"))
+        elif requeued and ENDED in environment:
+            before = _said(environment[ENDED])
         return cls(attempt + requeued, folder, before)
 
     def port(self, wanted: int) -> int:
         """A port that was free for the first generation stays the server's."""
-        return self.before.port if self.before is not None and wanted == 0 else wanted
+        known = None if self.before is None else self.before.port
+        return known if known is not None and wanted == 0 else wanted
 
     def ended(self, port: int) -> None:
         """Leaves word to the next generation, if there may be one."""
@@ -64,6 +71,13 @@ def _read(folder: Path) -> Ended | None:
     try:
         return Ended(**json.loads((folder / _FILE).read_text()))
     except FileNotFoundError:
+        return None
+
+
+def _said(seconds: str) -> Ended | None:
+    try:
+        return Ended(float(seconds), None)
+    except ValueError:  # a batch script that couldn't read the clock
         return None
 
 
